@@ -1,0 +1,231 @@
+"""K runs as one: a procedure written for ONE run is lifted to K lanes by three verbs.
+
+`stack` turns K per-run values into one, `map` lifts a function, `grad` lifts a gradient. With one
+lane nothing is lifted: values stay as they are and `grad` is plain autograd. In float64 even one
+lane is lifted, so that all lane counts run the same kernels and agree to the last bit.
+
+Nothing here knows what is trained.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+
+from raybench.spec import Spec, hyper_fields
+
+Params: TypeAlias = dict[str, Tensor]
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+A = ParamSpec("A")
+
+
+class Clock:
+    """Times the gradient steps of a group, and can end it after a few: how lanes are measured.
+
+    Args:
+        stop_after: raise `Enough` at this gradient call; None lets the group run.
+    """
+
+    class Enough(Exception):  # noqa: N818  (control flow, not an error)
+        """The clock has the steps that it was to time."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.stop_after = stop_after
+        self.marks: list[float] = []
+        self.steps = 0
+
+    def tick(self, device: torch.device) -> None:
+        """Count one gradient call."""
+        self.steps += 1
+        if self.stop_after is None:
+            return
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.marks.append(time.perf_counter())
+        if len(self.marks) > self.stop_after:
+            raise Clock.Enough
+
+    def seconds_per_step(self) -> float:
+        """Return the median seconds between gradient calls, the first (warm-up) left out."""
+        gaps = sorted(b - a for a, b in zip(self.marks[1:], self.marks[2:], strict=False))
+        return gaps[len(gaps) // 2] if gaps else 0.0
+
+
+class Lanes:
+    """K runs that train together.
+
+    Args:
+        size: K, the number of lanes.
+        device: where stacked tensors live.
+        dtype: the floating-point type of everything that is trained.
+        clock: counts gradient steps.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        clock: Clock | None = None,
+    ) -> None:
+        if size < 1:
+            raise ValueError(f"a group has at least one lane, not {size}")
+        self.size = size
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.clock = clock or Clock()
+        self.lifted = size > 1 or dtype == torch.float64
+
+    def stack(self, values: Sequence[T]) -> T:
+        """Return one value that holds K: tensors gain a leading axis K, and move to the device.
+
+        A spec becomes one whose Hyper fields are tensors of K numbers; dicts, tuples and lists
+        are stacked leaf by leaf; other leaves (names, None, whole numbers) must agree.
+        """
+        if len(values) != self.size:
+            raise ValueError(f"{len(values)} values for {self.size} lanes")
+        return cast("T", self._stack(list(values)))
+
+    def lane(self, value: T, k: int) -> T:
+        """Return lane `k` of a stacked value (views, not copies)."""
+        if not self.lifted:
+            return value
+        return cast("T", _rebuild(value, lambda leaf: leaf[k]))
+
+    def map(self, fn: Callable[A, R]) -> Callable[A, R]:
+        """Lift a function of one run over the lanes; every tensor in its arguments is stacked.
+
+        What all lanes share goes in by closure. Randomness inside `fn` is an error: noise is
+        drawn from `rng` keys, which are arguments like any other.
+        """
+        if not self.lifted:
+            return fn
+
+        def lifted(*args: A.args, **kwargs: A.kwargs) -> R:
+            leaves, restore = _flatten(args)
+
+            def one(*parts: Tensor) -> R:
+                return fn(*restore(parts), **kwargs)
+
+            return cast("R", vmap(one, randomness="error")(*leaves))
+
+        return lifted
+
+    def grad(
+        self, loss: Callable[..., tuple[Tensor, Any]]
+    ) -> Callable[..., tuple[Params, Tensor, Any]]:
+        """Lift the gradient of one run's loss with respect to its first argument.
+
+        Args:
+            loss: `(params, *args) -> (loss, aux)` for one run.
+
+        Returns:
+            `(params, *args) -> (gradients, loss [K], aux)`, everything stacked.
+        """
+
+        def plain(params: Params, *args: Any) -> tuple[Params, Tensor, Any]:
+            self.clock.tick(self.device)
+            leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+            value, aux = loss(leaves, *args)
+            grads = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+            return dict(zip(leaves, grads, strict=True)), value.detach(), _detach(aux)
+
+        one = grad_and_value(loss, has_aux=True)
+
+        def lifted(params: Params, *args: Any) -> tuple[Params, Tensor, Any]:
+            self.clock.tick(self.device)
+            leaves, restore = _flatten((params, *args))
+            grads, (value, aux) = vmap(lambda *p: one(*restore(p)), randomness="error")(*leaves)
+            return grads, value, aux
+
+        return lifted if self.lifted else plain
+
+    def each(self, fn: Callable[..., R], *args: Any) -> list[R]:
+        """Call `fn(k, *args of lane k)` lane by lane: for code that cannot be lifted."""
+        return [fn(k, *(self.lane(arg, k) for arg in args)) for k in range(self.size)]
+
+    def columns(self, value: Tensor) -> Tensor:
+        """Return a per-run scalar as a vector [K], also when nothing was lifted."""
+        return value if self.lifted else value[None]
+
+    def _stack(self, values: list[Any]) -> Any:
+        first = values[0]
+        if isinstance(first, Tensor):
+            moved = [self._place(value) for value in values]
+            return torch.stack(moved) if self.lifted else moved[0]
+        if isinstance(first, Spec):
+            return self._stack_specs(values)
+        if isinstance(first, Mapping):
+            return {key: self._stack([value[key] for value in values]) for key in first}
+        if isinstance(first, tuple | list):
+            parts = [self._stack([value[i] for value in values]) for i in range(len(first))]
+            return _like(first, parts)
+        if any(value != first for value in values):
+            raise ValueError(f"lanes of one batch differ in {first!r}, which cannot be stacked")
+        return first
+
+    def _stack_specs(self, specs: list[Spec]) -> Spec:
+        if not self.lifted:
+            return specs[0]
+        cls = type(specs[0])
+        changes: dict[str, object] = {
+            field: torch.tensor(
+                [getattr(spec, field) for spec in specs], dtype=self.dtype, device=self.device
+            )
+            for field in hyper_fields(cls)
+        }
+        for field in cls.model_fields:
+            if isinstance(getattr(specs[0], field), Spec):
+                changes[field] = self._stack_specs([getattr(spec, field) for spec in specs])
+        return specs[0].replace(**changes)
+
+    def _place(self, value: Tensor) -> Tensor:
+        dtype = self.dtype if value.is_floating_point() else value.dtype
+        return value.to(device=self.device, dtype=dtype)
+
+
+def _like(original: Any, parts: list[Any]) -> Any:
+    return type(original)(*parts) if hasattr(original, "_fields") else type(original)(parts)
+
+
+def _rebuild(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Return `value` with every tensor leaf changed; other leaves are kept."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Spec):
+        inside = {
+            field: _rebuild(part, change)
+            for field in type(value).model_fields
+            if isinstance(part := getattr(value, field), Tensor | Spec)
+        }
+        return value.replace(**inside) if inside else value
+    if isinstance(value, Mapping):
+        return {key: _rebuild(part, change) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return _like(value, [_rebuild(part, change) for part in value])
+    return value
+
+
+def _flatten(args: tuple[Any, ...]) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+    """Return the tensor leaves of `args`, and what puts others in their place."""
+    leaves: list[Tensor] = []
+    _rebuild(args, lambda leaf: leaves.append(leaf))
+
+    def restore(parts: Sequence[Tensor]) -> Any:
+        rest = iter(parts)
+        return _rebuild(args, lambda _: next(rest))
+
+    return leaves, restore
+
+
+def _detach(aux: Any) -> Any:
+    return _rebuild(aux, lambda leaf: leaf.detach())

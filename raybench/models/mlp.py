@@ -1,0 +1,75 @@
+"""Networks of fully connected layers, and the linear models that are their limits."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from raybench.models.base import Dropout, FrozenLinear, Model
+
+Activation = Literal["relu", "tanh", "gelu"]
+
+
+def activation(name: Activation) -> nn.Module:
+    """Return the activation's module."""
+    return {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}[name]()
+
+
+class Linear(Model):
+    """One linear layer on the flattened row."""
+
+    bias: bool = True
+    """Whether there is an intercept."""
+
+    def module(self, inputs: tuple[int, ...], outputs: int) -> nn.Module:
+        """Return flatten, then linear."""
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(inputs), outputs, bias=self.bias))
+
+
+class MLP(Model):
+    """`depth` hidden layers of `width` units, then a linear layer."""
+
+    width: int = Field(default=64, ge=1)
+    """Units in each hidden layer."""
+    depth: int = Field(default=1, ge=1)
+    """Number of hidden layers."""
+    activation: Activation = "relu"
+    """After each hidden layer."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Probability with which a hidden unit is zeroed in training."""
+
+    def module(self, inputs: tuple[int, ...], outputs: int) -> nn.Module:
+        """Return the layers in order."""
+        layers: list[nn.Module] = [nn.Flatten()]
+        fan_in = math.prod(inputs)
+        for _ in range(self.depth):
+            layers += [nn.Linear(fan_in, self.width), activation(self.activation)]
+            if self.dropout:
+                layers.append(Dropout(self.dropout))
+            fan_in = self.width
+        return nn.Sequential(*layers, nn.Linear(fan_in, outputs))
+
+
+class RandomFeatures(Model):
+    """A fixed random layer of `width` features, then a trained linear layer without bias.
+
+    Rahimi and Recht 2007; Belkin et al. 2018 (arXiv:1812.11118). Weights of the fixed layer are
+    N(0, 1 / inputs), drawn from the stream `init`; they are buffers and are never trained.
+    """
+
+    width: int = Field(default=64, ge=1)
+    """Number of random features: also the number of trained weights per output."""
+    activation: Activation = "relu"
+    """Of the random layer."""
+
+    def module(self, inputs: tuple[int, ...], outputs: int) -> nn.Module:
+        """Return the fixed layer, then the trained one."""
+        return nn.Sequential(
+            nn.Flatten(),
+            FrozenLinear(math.prod(inputs), self.width),
+            activation(self.activation),
+            nn.Linear(self.width, outputs, bias=False),
+        )

@@ -1,0 +1,36 @@
+"""What a procedure is: what to do with K runs that differ only in Hypers and seed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from raybench.lanes import Lanes
+from raybench.record import Recorder
+from raybench.spec import Run, Spec
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class Procedure(Spec, ABC):
+    """What a run does. Written for one run; `lanes` lifts it to the K runs of a group."""
+
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of weights, data and arithmetic; with float64 results do not depend on packing at all."""
+
+    def check(self) -> str | None:
+        """Return why this combination cannot be run, to be recorded as skipped; or None."""
+        return None
+
+    @abstractmethod
+    def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
+        """Carry out the runs, one in each lane, and record what they measure.
+
+        Args:
+            lanes: as many lanes as runs.
+            runs: equal but for Hyper fields and seeds; `runs[0].procedure` holds what they share.
+            recorder: takes metrics, arrays and facts.
+        """

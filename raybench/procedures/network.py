@@ -1,0 +1,210 @@
+"""A model, its data and its loss as functions of one run: what procedures on networks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from raybench.data import Task
+from raybench.errors import RaybenchError
+from raybench.lanes import Lanes, Params
+from raybench.models import Model
+from raybench.optim import ForeignOptimizer, Optimizer
+from raybench.probes import Probe, View
+from raybench.procedures.feed import Feed
+from raybench.record import Recorder
+from raybench.rng import Seed
+
+LossName = Literal["auto", "cross_entropy", "mse"]
+
+
+class _HasLoss(Protocol):
+    loss: LossName
+
+
+def row_losses(loss: LossName, task: Task) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return `(outputs [N, O], targets) -> losses [N]`.
+
+    `mse` is the mean over outputs of squared differences, from one-hot targets for classes.
+    """
+    classes = task.classes
+    if loss == "cross_entropy" or (loss == "auto" and classes):
+        if not classes:
+            raise RaybenchError("loss cross_entropy needs classes; set loss: mse for regression")
+        return lambda outputs, y: nn.functional.cross_entropy(outputs, y, reduction="none")
+
+    def mse(outputs: Tensor, y: Tensor) -> Tensor:
+        target = (y[:, None] == torch.arange(classes, device=y.device)).to(outputs.dtype) if classes else y
+        return (outputs - target).square().mean(-1)
+
+    return mse
+
+
+class Network:
+    """A model lifted over lanes: initial state, forward passes, gradients and measurements.
+
+    Args:
+        lanes: the runs' lanes.
+        model: what the runs share.
+        seeds: the runs' seeds.
+        task: what the data ask for.
+        loss: of one batch, the mean over its rows.
+    """
+
+    def __init__(
+        self, lanes: Lanes, model: Model, seeds: Sequence[Seed], task: Task, loss: LossName
+    ) -> None:
+        self.lanes = lanes
+        self._losses = row_losses(loss, task)
+        shape = (task.inputs, task.outputs)
+        self._train = model.skeleton(*shape).train()
+        self._eval = model.skeleton(*shape).eval()
+        states = [model.state(self._eval, *shape, seed) for seed in seeds]
+        self.params, self.buffers = lanes.stack(states)
+        self.num_params = sum(weight.numel() for weight in states[0][0].values())
+        self.gradient = lanes.grad(self.loss)
+        self._eval_gradient = lanes.grad(self._eval_loss)
+        self._forward = lanes.map(self._outputs)
+        self._checked_noise = False
+
+    def loss(
+        self, params: Params, buffers: Params, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Params]:
+        """Return one run's mean loss on a batch, and its buffers after the pass."""
+        if buffers:
+            buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        outputs = functional_call(self._train, (params, buffers), (x,))
+        return self._losses(outputs, y).mean(), buffers
+
+    def step_gradient(
+        self, params: Params, buffers: Params, x: Tensor, y: Tensor
+    ) -> tuple[Params, Tensor, Params]:
+        """Return gradients, losses [K] and new buffers; refuse a module that draws global noise."""
+        if self._checked_noise:
+            return self.gradient(params, buffers, x, y)
+        self._checked_noise = True
+        before = torch.get_rng_state()
+        try:
+            result = self.gradient(params, buffers, x, y)
+        except RuntimeError as error:
+            if "randomness" in str(error):
+                raise RaybenchError(_GLOBAL_NOISE) from error
+            raise
+        if not torch.equal(before, torch.get_rng_state()):
+            raise RaybenchError(_GLOBAL_NOISE)
+        return result
+
+    def measure(
+        self,
+        probes: Sequence[Probe],
+        feed: Feed,
+        split: str,
+        params: Params,
+        buffers: Params,
+    ) -> dict[str, Tensor]:
+        """Return the probes' numbers on a split by metric name, each [K]."""
+        passes = feed.split(split)
+        outputs = torch.cat(
+            [self._forward(params, buffers, x) for x, _ in passes], dim=1 if self.lanes.lifted else 0
+        )
+        targets = torch.cat([y for _, y in passes], dim=1 if self.lanes.lifted else 0)
+        grads: Params = {}
+        if any(probe.needs_gradient for probe in probes):
+            grads = self._mean_gradient(passes, params, buffers)
+
+        def one(
+            outputs: Tensor, targets: Tensor, params: Params, grads: Params
+        ) -> dict[str, Tensor]:
+            view = View(outputs, targets, self._losses(outputs, targets), params, grads)
+            return {k: v for probe in probes for k, v in probe.measure(view).items()}
+
+        return self.lanes.map(one)(outputs, targets, params, grads)
+
+    def _mean_gradient(
+        self, passes: Sequence[tuple[Tensor, Tensor]], params: Params, buffers: Params
+    ) -> Params:
+        dim = 1 if self.lanes.lifted else 0
+        total = sum(y.shape[dim] for _, y in passes)
+        sums = {name: torch.zeros_like(p) for name, p in params.items()}
+        for x, y in passes:
+            grads, _, _ = self._eval_gradient(params, buffers, x, y)
+            for name, grad in grads.items():
+                sums[name] = sums[name] + grad * (y.shape[dim] / total)
+        return sums
+
+    def _outputs(self, params: Params, buffers: Params, x: Tensor) -> Tensor:
+        outputs: Tensor = functional_call(self._eval, (params, buffers), (x,))
+        return outputs
+
+    def _eval_loss(
+        self, params: Params, buffers: Params, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Params]:
+        return self._losses(self._outputs(params, buffers, x), y).mean(), {}
+
+
+_GLOBAL_NOISE = (
+    "the model draws noise from PyTorch's global generator in forward, so its results would "
+    "depend on what else runs; use nn.Dropout as a submodule (it is replaced), or a buffer key "
+    "and raybench.rng.uniform"
+)
+
+
+class Stepper:
+    """Optimizers of K runs behind one face: native rules are lifted, foreign ones looped over."""
+
+    def __init__(self, lanes: Lanes, optimizers: Sequence[Optimizer]) -> None:
+        self._lanes = lanes
+        self._own = list(optimizers)
+        self._foreign = isinstance(optimizers[0], ForeignOptimizer)
+        self._stacked = None if self._foreign else lanes.stack(optimizers)
+
+    def init(self, params: Params) -> Any:
+        """Return the state before the first step."""
+        if self._foreign:
+            return self._lanes.each(lambda k, own: self._own[k].init(own), params)
+        return self._lanes.map(lambda rule, p: rule.init(p))(self._stacked, params)
+
+    def update(
+        self, grads: Params, state: Any, params: Params, factor: float
+    ) -> tuple[Params, Any]:
+        """Return parameters and state after a step at `factor` times the learning rate."""
+        if self._foreign:
+
+            def step(k: int, own_grads: Params, own_params: Params) -> None:
+                rule = self._own[k]
+                rule.update(own_grads, state[k], own_params, rule.lr * factor)
+
+            self._lanes.each(step, grads, params)
+            return params, state
+
+        def one(rule: Optimizer, grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
+            return rule.update(grads, state, params, rule.lr * factor)
+
+        return self._lanes.map(one)(self._stacked, grads, state, params)
+
+
+def record_all(
+    recorder: Recorder,
+    network: Network,
+    feed: Feed,
+    state: tuple[Params, Params],
+    *,
+    step: int,
+    splits: Sequence[str],
+    probes: Sequence[Probe],
+) -> None:
+    """Measure every probe where it applies, and note the lanes that have diverged."""
+    epoch = step / feed.steps_per_epoch
+    for split in splits:
+        on = [p for p in probes if p.on == "split" or (p.on == "train" and split == "train")]
+        if on and feed.has(split):
+            values = network.measure(on, feed, split, *state)
+            recorder.write(step, epoch, split, values)
+            if "loss" in values and split == "train":
+                recorder.watch(step, values["loss"])
+    if once := [p for p in probes if p.on == "model"]:
+        recorder.write(step, epoch, "model", network.measure(once, feed, "train", *state))

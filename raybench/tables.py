@@ -1,0 +1,248 @@
+"""Tables of named components, and the building of specs from plain values.
+
+A table is a literal dict from name to spec class, plus what installed distributions add through
+an entry-point group. `build` turns `{name: adam, lr: 0.1}` into a spec and collects every mistake
+on the way as a `Problem` with its path, so that a suite can show all of them at once.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Generic, TypeVar, Any, cast, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from raybench.errors import MissingError, Path, Problem, suggest
+from raybench.spec import Spec
+
+
+T = TypeVar("T", bound=Spec)
+
+
+class Table(Generic[T]):
+    """Components of one kind by name: the literal ones, then those of installed distributions.
+
+    Args:
+        kind: what the components are, in the singular ("optimizer"): used in messages.
+        group: the entry-point group, such as `raybench.optim`.
+        entries: name to spec class.
+        adapt: turns what an entry point names, if it is no spec class, into one (a plain
+            `torch.optim.Optimizer` or `nn.Module` class); raises TypeError for anything else.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        entries: Mapping[str, type[T]],
+        adapt: Callable[[str, Any], type[T]] | None = None,
+    ) -> None:
+        self.kind = kind
+        self.group = group
+        self._adapt = adapt
+        self._classes: dict[str, type[T]] = {}
+        for name, cls in entries.items():
+            self._classes[name] = _named(name, cls)
+        self.bundled = tuple(entries)
+
+    def names(self) -> list[str]:
+        """Return every known name, bundled ones first."""
+        return [*self.bundled, *sorted(set(self._plugins()) - set(self.bundled))]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes or name in self._plugins()
+
+    def __getitem__(self, name: str) -> type[T]:
+        """Return the class called `name`; KeyError if unknown, MissingError if it cannot load."""
+        if name not in self._classes:
+            self._classes[name] = self._load(self._plugins()[name])
+        return self._classes[name]
+
+    def origin(self, name: str) -> str:
+        """Return which distribution a component comes from, with its version."""
+        if name in self.bundled:
+            return "raybench"
+        dist = self._plugins()[name].dist
+        return f"{dist.name} {dist.version}" if dist else "an entry point"
+
+    def _plugins(self) -> dict[str, importlib.metadata.EntryPoint]:
+        points = importlib.metadata.entry_points(group=self.group)
+        return {point.name: point for point in points}
+
+    def _load(self, point: importlib.metadata.EntryPoint) -> type[T]:
+        try:
+            found = point.load()
+        except ImportError as error:
+            raise MissingError(
+                f"{self.kind} {point.name!r} ({point.value}) cannot be imported: {error}"
+            ) from error
+        if isinstance(found, type) and issubclass(found, Spec):
+            return _named(point.name, cast("type[T]", found))
+        if self._adapt is None:
+            raise MissingError(f"{self.kind} {point.name!r} ({point.value}) is not a spec class")
+        try:
+            return _named(point.name, self._adapt(point.name, found))
+        except TypeError as error:
+            raise MissingError(f"{self.kind} {point.name!r} ({point.value}): {error}") from error
+
+
+def _named(name: str, cls: type[T]) -> type[T]:
+    own = cls.__dict__.get("name", name)
+    if own != name:
+        raise ValueError(f"{cls.__name__} is already called {own!r}, not {name!r}")
+    cls.name = name
+    return cls
+
+
+class Part:
+    """The mark of a field that holds a component out of a table, or a tuple of them."""
+
+    def __init__(self, table: Table[Any]) -> None:
+        self.table = table
+
+
+def part_of(field: FieldInfo) -> Table[Any] | None:
+    """Return the table that a field's component comes from; None for an ordinary field."""
+    return next((mark.table for mark in field.metadata if isinstance(mark, Part)), None)
+
+
+def nested(field: FieldInfo) -> type[Spec] | None:
+    """Return the spec class of a field that holds a spec outside all tables."""
+    annotation: object = field.annotation
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    is_spec = isinstance(annotation, type) and issubclass(annotation, Spec)
+    return cast("type[Spec]", annotation) if is_spec and part_of(field) is None else None
+
+
+def build(
+    table: Table[Any], value: object, path: Path, problems: list[Problem]
+) -> Spec | None:
+    """Return the component that `value` describes, or None after adding to `problems`.
+
+    Args:
+        table: where the name is looked up.
+        value: a name, or a mapping with `name` and fields.
+        path: where `value` stands, for the problems.
+        problems: every mistake found is appended.
+    """
+    if isinstance(value, Spec):
+        return value
+    fields: dict[str, object] = {}
+    name = value
+    if isinstance(value, Mapping):
+        fields = {str(key): item for key, item in value.items() if key != "name"}
+        if "name" not in value:
+            problems.append(Problem(path, f"a {table.kind} needs a name" + suggest("", table)))
+            return None
+        name = value["name"]
+        where = (*path, "name")
+    else:
+        where = path
+    if not isinstance(name, str):
+        problems.append(Problem(where, f"{name!r} is not the name of a {table.kind}"))
+        return None
+    if name not in table:
+        hint = suggest(name, table)
+        problems.append(Problem(where, f"unknown {table.kind} {name!r}{hint}"))
+        return None
+    return construct(table[name], fields, path, problems)
+
+
+_built: dict[tuple[type[Spec], str], Spec] = {}
+
+
+def construct(
+    cls: type[Spec], fields: Mapping[str, object], path: Path, problems: list[Problem]
+) -> Spec | None:
+    """Return `cls(**fields)` with nested components built; None after adding to `problems`.
+
+    Equal fields give the same object: a suite of 100,000 runs builds each component once.
+    """
+    token = (cls, json.dumps(fields, sort_keys=True, default=repr))
+    if token in _built:
+        return _built[token]
+    before = len(problems)
+    values: dict[str, object] = {}
+    for key, value in fields.items():
+        field = cls.model_fields.get(key)
+        if field is None:
+            what = f"unknown key {key!r}" + (f" of {cls.name}" if cls.name else "")
+            message = what + suggest(key, cls.model_fields)
+            problems.append(Problem((*path, key), message, on_key=True))
+        else:
+            values[key] = _field_value(field, value, (*path, key), problems)
+    spec = _validate(cls, values, path, problems, clean=len(problems) == before)
+    if spec is not None and len(problems) == before:
+        _built[token] = spec
+        return spec
+    return None
+
+
+def _field_value(field: FieldInfo, value: object, path: Path, problems: list[Problem]) -> object:
+    table = part_of(field)
+    if table is not None:
+        if isinstance(value, list | tuple):
+            return tuple(
+                build(table, part, (*path, index), problems) for index, part in enumerate(value)
+            )
+        return None if value is None else build(table, value, path, problems)
+    inner = nested(field)
+    if inner is not None and isinstance(value, Mapping):
+        return construct(inner, value, path, problems)
+    return _tuples(value)
+
+
+def _validate(
+    cls: type[Spec], values: dict[str, object], path: Path, problems: list[Problem], *, clean: bool
+) -> Spec | None:
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            loc = tuple(str(key) if not isinstance(key, int) else key for key in detail["loc"])
+            top = loc[0] if loc else None
+            if detail["type"] == "missing":
+                problems.append(Problem(path, f"{cls.name or 'this'} needs a value for {top!r}"))
+            elif top is None or values.get(str(top)) is not None or clean:
+                # A part that failed to build is None here and has its own problem already.
+                problems.append(Problem((*path, *loc), _message(detail)))
+        return None
+
+
+def _message(detail: Any) -> str:
+    text = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    text = text[:1].lower() + text[1:]
+    given = detail["input"]
+    if detail["type"] == "value_error" or isinstance(given, Mapping | Spec):
+        return text
+    return f"{given!r}: {text}"
+
+
+def _tuples(value: object) -> object:
+    # Strict validation takes tuples for tuple fields; YAML has lists.
+    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value
+
+
+def from_signature(
+    name: str,
+    base: type[Spec],
+    signature: Mapping[str, tuple[Any, Any]],
+    doc: str | None,
+    **class_values: object,
+) -> type[Any]:
+    """Return a spec class under `base` with one field for each `field: (type, default)`."""
+    namespace: dict[str, object] = {
+        "__annotations__": {field: kind for field, (kind, _) in signature.items()},
+        "__module__": base.__module__,
+        "__doc__": doc or base.__doc__,
+        **{f: default for f, (_, default) in signature.items() if default is not ...},
+        **class_values,
+    }
+    return type(name.title().replace("_", "").replace("-", ""), (base,), namespace)
