@@ -9,11 +9,10 @@ A message says what was given, why it is wrong and what to do.
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 Path: TypeAlias = tuple[str | int, ...]
 

@@ -31,7 +31,11 @@ class Clock:
     """Times the gradient steps of a group, and can end it after a few: how lanes are measured.
 
     Args:
-        stop_after: raise `Enough` at this gradient call; None lets the group run.
+        stop_after: raise `Enough` after this many gradient calls; None lets the group run.
+
+    Attributes:
+        steps: gradient steps that the procedure said it would take, None if it did not.
+        recordings: how often it said it would record.
     """
 
     class Enough(Exception):  # noqa: N818  (control flow, not an error)
@@ -39,24 +43,49 @@ class Clock:
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after = stop_after
-        self.marks: list[float] = []
-        self.steps = 0
+        self.steps: int | None = None
+        self.recordings = 1
+        self._start = time.perf_counter()
+        self._ticks: list[float] = []
+        self._record_began: float | None = None
+        self._record_seconds: list[float] = []
+
+    def expect(self, steps: int, recordings: int) -> None:
+        """Note how long a procedure is going to be."""
+        self.steps, self.recordings = steps, recordings
+
+    def record(self) -> None:
+        """Note that a recording begins; it lasts until the next gradient call."""
+        if self.stop_after is not None:
+            self._record_began = time.perf_counter()
 
     def tick(self, device: torch.device) -> None:
         """Count one gradient call."""
-        self.steps += 1
         if self.stop_after is None:
             return
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        self.marks.append(time.perf_counter())
-        if len(self.marks) > self.stop_after:
+        now = time.perf_counter()
+        if self._record_began is not None:
+            self._record_seconds.append(now - self._record_began)
+            self._record_began = None
+        self._ticks.append(now)
+        if len(self._ticks) > self.stop_after:
             raise Clock.Enough
 
     def seconds_per_step(self) -> float:
         """Return the median seconds between gradient calls, the first (warm-up) left out."""
-        gaps = sorted(b - a for a, b in zip(self.marks[1:], self.marks[2:], strict=False))
+        gaps = sorted(b - a for a, b in zip(self._ticks[1:], self._ticks[2:], strict=False))
         return gaps[len(gaps) // 2] if gaps else 0.0
+
+    def seconds(self) -> float:
+        """Return the estimated seconds of the whole group; what it took if it was not stopped."""
+        elapsed = time.perf_counter() - self._start
+        if self.steps is None or not self._ticks:
+            return elapsed
+        record = sorted(self._record_seconds)[len(self._record_seconds) // 2 :][:1] or [0.0]
+        before = max(self._ticks[0] - self._start - record[0], 0.0)
+        return before + self.steps * self.seconds_per_step() + self.recordings * record[0]
 
 
 class Lanes:
@@ -116,7 +145,7 @@ class Lanes:
             def one(*parts: Tensor) -> R:
                 return fn(*restore(parts), **kwargs)
 
-            return cast("R", vmap(one, randomness="error")(*leaves))
+            return vmap(one, randomness="error")(*leaves)
 
         return lifted
 

@@ -10,15 +10,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Annotated, Generic, TypeVar, Any, ClassVar, Literal, Self, TypeAlias
+from functools import cache, cached_property
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from raybench.rng import Seed
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 
 class HyperMark:
@@ -90,7 +90,7 @@ class Spec(BaseModel):
     def replace(self, **changes: object) -> Self:
         """Return a copy with some fields changed, unchecked (values may be tensors)."""
         kept = {field: getattr(self, field) for field in type(self).model_fields}
-        return type(self).model_construct(None, **{**kept, **changes})
+        return cast("Self", type(self).model_construct(None, **{**kept, **changes}))
 
     @cached_property
     def canonical(self) -> dict[str, Json]:
@@ -114,7 +114,7 @@ class Spec(BaseModel):
         return row
 
 
-@lru_cache(maxsize=None)
+@cache
 def hyper_fields(cls: type[Spec]) -> tuple[str, ...]:
     """Return the names of the `Hyper` fields of a spec class."""
     return tuple(
@@ -157,6 +157,19 @@ def _plain(value: object) -> Json:
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     return str(value)
+
+
+def plain_config(spec: Spec) -> dict[str, Json]:
+    """Return the plain values that `tables.build` makes an equal spec from."""
+
+    def strip(form: Json) -> Json:
+        if isinstance(form, dict):
+            return {key: strip(value) for key, value in form.items() if key != "revision"}
+        return [strip(value) for value in form] if isinstance(form, list) else form
+
+    stripped = strip(spec.canonical)
+    assert isinstance(stripped, dict)
+    return stripped
 
 
 def digest(form: Json, length: int = 16) -> str:

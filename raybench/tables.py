@@ -10,14 +10,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Generic, TypeVar, Any, cast, get_args, get_origin
+from typing import Annotated, Any, Generic, TypeVar, cast, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from raybench.errors import MissingError, Path, Problem, suggest
 from raybench.spec import Spec
-
 
 T = TypeVar("T", bound=Spec)
 
@@ -121,9 +120,7 @@ def nested(field: FieldInfo) -> type[Spec] | None:
     return cast("type[Spec]", annotation) if is_spec and part_of(field) is None else None
 
 
-def build(
-    table: Table[Any], value: object, path: Path, problems: list[Problem]
-) -> Spec | None:
+def build(table: Table[Any], value: object, path: Path, problems: list[Problem]) -> Spec | None:
     """Return the component that `value` describes, or None after adding to `problems`.
 
     Args:

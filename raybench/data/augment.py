@@ -35,13 +35,13 @@ def _flip(x: Tensor, key: Tensor) -> Tensor:
 
 def _crop(x: Tensor, key: Tensor) -> Tensor:
     num, channels, height, width = x.shape
-    pad = max(height // 8, 1)
-    padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
-    top = (uniform(fold(key, 0), (num, 1)) * (2 * pad + 1)).long()
-    left = (uniform(fold(key, 1), (num, 1)) * (2 * pad + 1)).long()
+    high, wide = max(height // 8, 1), max(width // 8, 1)
+    padded = torch.nn.functional.pad(x, (wide, wide, high, high))
+    top = (uniform(fold(key, 0), (num, 1)) * (2 * high + 1)).long()
+    left = (uniform(fold(key, 1), (num, 1)) * (2 * wide + 1)).long()
     rows = (top + torch.arange(height, device=x.device))[:, None, :, None]
     columns = (left + torch.arange(width, device=x.device))[:, None, None, :]
-    tall = padded.gather(2, rows.expand(num, channels, height, width + 2 * pad))
+    tall = padded.gather(2, rows.expand(num, channels, height, width + 2 * wide))
     return tall.gather(3, columns.expand(num, channels, height, width))
 
 

@@ -1,7 +1,336 @@
-from raybench.data.digits import Digits
-class Hub(Digits): pass
-class Mnist(Digits): pass
-class FashionMnist(Digits): pass
-class Cifar10(Digits): pass
-class Cifar100(Digits): pass
-class SVHN(Digits): pass
+"""Image and tabular classification sets through Hugging Face `datasets`, online or from a folder.
+
+Loading is split in three: `_parts` finds the rows, `_pixels` and `_numbers` make arrays of them,
+`_standardised` puts them on one scale. Only `_parts` knows where a set may come from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from raybench.data.base import Data, Pool
+from raybench.errors import MissingError, RaybenchError, UnavailableError, suggest
+from raybench.rng import Seed
+
+FOLDER: Final = "RAYBENCH_DATA"
+"""The environment variable that names a folder of sets, looked into before the network."""
+
+# Descriptions and bounds stand with the types, so that an entry below overrides a default only.
+# A suite may come from a stranger: neither a path, a configuration nor a split may leave its place.
+_WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*"
+HubId = Annotated[
+    str,
+    Field(
+        pattern=rf"^{_WORD}(/{_WORD})?$",
+        description="Name on the hub, such as ylecun/mnist; not a folder.",
+    ),
+]
+Config = Annotated[
+    str | None,
+    Field(pattern=rf"^{_WORD}$", description="Configuration of the set; null for its default."),
+]
+Split = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+]+(\[[0-9%:-]+\])?$")]
+Input = Annotated[
+    str | None,
+    Field(
+        description="Column that holds the image; null for a table: every column of numbers "
+        "except the label."
+    ),
+]
+Label = Annotated[str, Field(description="Column that holds the class: its number or its name.")]
+Mean = Annotated[
+    tuple[float, ...] | None,
+    Field(
+        min_length=1,
+        description="Subtracted, after pixels are scaled to [0, 1]: a number for each channel (or "
+        "column of a table), or one for all. Null: the mean of the training part.",
+    ),
+]
+Std = Annotated[
+    tuple[Annotated[float, Field(gt=0)], ...] | None,
+    Field(
+        min_length=1,
+        description="Divided by after that, likewise. Null: the deviation of the training part.",
+    ),
+]
+
+
+class Hub(Data):
+    """An image or tabular classification set from the Hugging Face hub (extra `data`).
+
+    A folder `$RAYBENCH_DATA/<path>` with the hub's files (or CSV, Parquet, or images in one folder
+    a class) is read in place of the network. Images of 8 bits a channel; their transparency is
+    dropped, and if one of them has colour all become RGB. Loaded once per process.
+    """
+
+    path: HubId
+    config: Config = None
+    train_split: Split = "train"
+    """Part that training and validation rows come from."""
+    test_split: Split | None = "test"
+    """Part that test rows come from; null: they are drawn from the training part."""
+    input: Input = None
+    label: Label = "label"
+    mean: Mean = None
+    std: Std = None
+    layout: Literal["image", "flat"] = "image"
+    """`image`: channels x height x width; `flat`: rows of numbers. A table is always flat."""
+
+    def pool(self, seed: Seed) -> Pool:
+        """Return the training part, then the test part."""
+        own = set(Hub.model_fields) - set(Data.model_fields)
+        # Equal for all entries and splits that read the same rows, so they share one pool.
+        source = Hub.model_construct(own, **{field: getattr(self, field) for field in own})
+        return _load(source, os.environ.get(FOLDER))
+
+
+class Mnist(Hub):
+    """70,000 handwritten digits, 1 x 28 x 28, 10 classes (LeCun et al. 1998)."""
+
+    path: HubId = "ylecun/mnist"
+    input: Input = "image"
+    mean: Mean = (0.1307,)
+    std: Std = (0.3081,)
+
+
+class FashionMnist(Hub):
+    """70,000 pictures of clothes, 1 x 28 x 28, 10 classes (Xiao et al. 2017)."""
+
+    path: HubId = "zalando-datasets/fashion_mnist"
+    input: Input = "image"
+    mean: Mean = (0.2860,)
+    std: Std = (0.3530,)
+
+
+class Cifar10(Hub):
+    """60,000 photographs, 3 x 32 x 32, 10 classes (Krizhevsky 2009)."""
+
+    path: HubId = "uoft-cs/cifar10"
+    input: Input = "img"
+    mean: Mean = (0.4914, 0.4822, 0.4465)
+    std: Std = (0.2470, 0.2435, 0.2616)
+
+
+class Cifar100(Hub):
+    """60,000 photographs, 3 x 32 x 32, 100 classes (Krizhevsky 2009)."""
+
+    path: HubId = "uoft-cs/cifar100"
+    input: Input = "img"
+    label: Label = "fine_label"
+    mean: Mean = (0.5071, 0.4865, 0.4409)
+    std: Std = (0.2673, 0.2564, 0.2762)
+
+
+class SVHN(Hub):
+    """99,289 photographs of house numbers, 3 x 32 x 32, 10 classes (Netzer et al. 2011)."""
+
+    path: HubId = "ufldl-stanford/svhn"
+    config: Config = "cropped_digits"
+    input: Input = "image"
+    mean: Mean = (0.4377, 0.4438, 0.4728)
+    std: Std = (0.1980, 0.2010, 0.1970)
+
+
+@lru_cache(maxsize=4)
+def _load(source: Hub, root: str | None) -> Pool:
+    parts = _parts(source, root)
+    columns = parts[0].features
+    for column in (source.input, source.label):
+        if column is not None and column not in columns:
+            hint = suggest(column, columns)
+            raise RaybenchError(f"data set {source.path!r} has no column {column!r}{hint}")
+    y, classes = _labels(source, parts)
+    num_fit = len(parts[0])
+    rows = _numbers(source, parts) if source.input is None else _pixels(source, parts)
+    x = _standardised(source, torch.from_numpy(rows), num_fit)
+    return Pool(
+        x.flatten(1) if source.layout == "flat" else x,
+        y,
+        classes,
+        test_from=None if source.test_split is None else num_fit,
+    )
+
+
+def _parts(source: Hub, root: str | None) -> list[Any]:
+    """Return the training part, and the test part if the set has one, as `datasets.Dataset`s."""
+    try:
+        import datasets
+        import PIL  # noqa: F401  (decodes the images)
+    except ImportError as error:
+        raise MissingError(
+            f"data set {source.path!r} needs {error.name}: "
+            'pip install "raybench[data]", on every machine of the cluster'
+        ) from error
+    splits = [s for s in (source.train_split, source.test_split) if s is not None]
+    folder = Path(root or "", source.path)
+    local = bool(root) and folder.is_dir()
+    place, config = (
+        _local(folder, source.config) if local else (_hub_id(source.path), source.config)
+    )
+    try:
+        return list(datasets.load_dataset(place, config, split=splits))
+    except (ValueError, RuntimeError) as error:  # an unknown configuration or split; a script
+        raise RaybenchError(f"data set {source.path!r} in {place}: {_line(error)}") from error
+    except Exception as error:  # of the network library's kinds too, which change by release
+        looked = f"no folder {folder}" if root else f"{FOLDER} is not set"
+        tried = f"in {place}" if local else f"on the hub ({looked})"
+        raise UnavailableError(
+            f"data set {source.path!r} cannot be loaded {tried}: {_line(error)}\n"
+            f"Without network: put its files into {root or '$' + FOLDER}/{source.path} and set "
+            f"{FOLDER} on every machine, or copy a filled Hugging Face cache (HF_HOME) there"
+        ) from error
+
+
+def _local(folder: Path, config: str | None) -> tuple[str, str | None]:
+    # Without a card (README.md), only folders tell the configurations of a set apart.
+    if config is None or (folder / "README.md").exists():
+        return str(folder.resolve()), config
+    inner = folder / config
+    return str((inner if inner.is_dir() else folder).resolve()), None
+
+
+def _hub_id(path: str) -> str:
+    # `datasets` prefers a folder of that name, and takes `csv` for "the CSV files that lie here".
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as FORMATS
+
+    if path in FORMATS or Path(path).exists():
+        what = "a file format" if path in FORMATS else "also a folder in the working directory"
+        raise RaybenchError(
+            f"data set {path!r} is {what}, which is not read; "
+            f"name a set of the hub as owner/name, or put the folder under {FOLDER}"
+        )
+    return path
+
+
+def _line(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return text if len(text) <= 300 else text[:300] + "..."
+
+
+def _labels(source: Hub, parts: Sequence[Any]) -> tuple[Tensor, int]:
+    kind = parts[0].features[source.label]
+    if type(kind).__name__ not in ("ClassLabel", "Value"):
+        raise RaybenchError(f"data set {source.path!r}: {source.label!r} holds {kind}, not classes")
+    column = _frame(parts, [source.label])[source.label]
+    names = getattr(kind, "names", None)
+    if column.isna().any() or (names and (column < 0).any()):
+        raise RaybenchError(
+            f"data set {source.path!r}: some rows have no {source.label!r}; "
+            "choose a labelled part with data.train_split and data.test_split"
+        )
+    values = column.to_numpy()
+    if values.dtype.kind == "f" and (values % 1 != 0).any():
+        raise RaybenchError(
+            f"data set {source.path!r}: {source.label!r} holds fractions, not classes; "
+            "a regression set is added as a function (entry point raybench.data)"
+        )
+    distinct, numbers = np.unique(values, return_inverse=True)
+    if names:
+        distinct, numbers = np.array(names), values
+    if len(distinct) < 2:
+        raise RaybenchError(f"data set {source.path!r}: {source.label!r} has a single class")
+    return torch.from_numpy(numbers.astype(np.int64)), len(distinct)
+
+
+def _numbers(source: Hub, parts: Sequence[Any]) -> NDArray[Any]:
+    """Return every column of numbers but the label, float64 [N, columns]."""
+    features = parts[0].features
+    if images := [name for name, kind in features.items() if type(kind).__name__ == "Image"]:
+        raise RaybenchError(
+            f"data set {source.path!r} holds images: set data.input to {images[0]!r}"
+        )
+    columns = [
+        name
+        for name, kind in features.items()
+        # Not a ClassLabel, whose numbers have no order.
+        if name != source.label and type(kind).__name__ == "Value"
+        if kind.dtype.startswith(("int", "uint", "float", "bool"))
+    ]
+    if not columns:
+        raise RaybenchError(f"data set {source.path!r} has no column of numbers to learn from")
+    table = _frame(parts, columns)
+    rows = table.to_numpy(dtype=np.float64, na_value=np.nan)
+    if not np.isfinite(rows).all():
+        holes = [
+            name for name, fine in zip(columns, np.isfinite(rows).all(0), strict=True) if not fine
+        ]
+        raise RaybenchError(
+            f"data set {source.path!r}: missing or infinite values in {', '.join(holes)}; "
+            f"put a cleaned copy under {FOLDER}"
+        )
+    return rows
+
+
+def _frame(parts: Sequence[Any], columns: list[str]) -> pd.DataFrame:
+    tables = [part.select_columns(columns).to_pandas() for part in parts]
+    joined: pd.DataFrame = pd.concat(tables, ignore_index=True)
+    return joined
+
+
+def _pixels(source: Hub, parts: Sequence[Any]) -> NDArray[Any]:
+    """Return the images, float32 [N, channels, height, width] between 0 and 1."""
+    column = source.input
+    kind = parts[0].features[column]
+    if type(kind).__name__ != "Image":
+        raise RaybenchError(
+            f"data set {source.path!r}: {column!r} holds {kind}, not images; "
+            "for a table of numbers leave data.input out"
+        )
+    rows = [_decoded(source, image) for image in chain(*(part[column] for part in parts))]
+    sizes = sorted({row.shape[:2] for row in rows})
+    if len(sizes) > 1:
+        raise RaybenchError(
+            f"data set {source.path!r}: images of {len(sizes)} sizes, from "
+            f"{' x '.join(map(str, sizes[0]))} to {' x '.join(map(str, sizes[-1]))} pixels; "
+            f"put a copy with equal sizes under {FOLDER}"
+        )
+    if any(row.shape[2] == 3 for row in rows):
+        rows = [np.broadcast_to(row, (*row.shape[:2], 3)) for row in rows]
+    return np.stack(rows).transpose(0, 3, 1, 2).astype(np.float32, order="C") / np.float32(255)
+
+
+_GRAY: Final = ("1", "L", "LA")
+_COLOUR: Final = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")
+
+
+def _decoded(source: Hub, image: Any) -> NDArray[np.uint8]:
+    """Return an image as [height, width, 1 or 3]."""
+    mode = getattr(image, "mode", None)
+    if mode in _GRAY:
+        return np.asarray(image.convert("L"))[:, :, None]
+    if mode in _COLOUR:
+        # By way of RGBA, because Pillow warns of a palette that has transparency.
+        return np.asarray((image.convert("RGBA") if "P" in mode else image).convert("RGB"))
+    what = "rows without an image" if image is None else f"images of mode {mode}, not of 8 bits"
+    raise RaybenchError(f"data set {source.path!r}: {source.input!r} has {what}")
+
+
+def _standardised(source: Hub, x: Tensor, num_fit: int) -> Tensor:
+    """Return (x - mean) / std by channel, with what is not given taken from the first rows."""
+    mean, std = source.mean, source.std
+    if mean is None:
+        mean = tuple(float(channel.double().mean()) for channel in x[:num_fit].unbind(1))
+    if std is None:
+        found = (float(channel.double().std(correction=0)) for channel in x[:num_fit].unbind(1))
+        std = tuple(value or 1.0 for value in found)  # a constant channel is only centred
+    scale = []
+    for name, numbers in (("mean", mean), ("std", std)):
+        if len(numbers) not in (1, x.shape[1]):
+            raise RaybenchError(
+                f"data set {source.path!r}: data.{name} has {len(numbers)} numbers "
+                f"for {x.shape[1]} channels"
+            )
+        scale.append(torch.tensor(numbers, dtype=x.dtype).view(-1, *[1] * (x.dim() - 2)))
+    return ((x - scale[0]) / scale[1]).float()

@@ -15,7 +15,8 @@ Activation = Literal["relu", "tanh", "gelu"]
 
 def activation(name: Activation) -> nn.Module:
     """Return the activation's module."""
-    return {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}[name]()
+    kinds: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
+    return kinds[name]()
 
 
 class Linear(Model):

@@ -34,8 +34,9 @@ class ForeignOptimizer(Optimizer):
         optimizer: torch.optim.Optimizer = state["optimizer"]
         for group in optimizer.param_groups:
             group["lr"] = lr
-        for name, p in params.items():
-            p.grad = grads[name]
+            # Its own tensors: a lane of `params` is another view of the same storage.
+            for p, name in zip(group["params"], params, strict=True):
+                p.grad = grads[name]
         optimizer.step()
         return params, state
 
@@ -50,8 +51,10 @@ def adapt(name: str, found: Any) -> type[Optimizer]:
         if parameter.name == "lr":
             rate = float(default) if isinstance(default, int | float) else 0.001
             fields["lr"] = (Hyper, Field(default=rate, gt=0))
-        elif isinstance(default, float):
-            fields[parameter.name] = (Hyper, default)
+        elif isinstance(default, float) or (
+            isinstance(default, int) and parameter.annotation in (float, "float")
+        ):  # PyTorch writes `weight_decay: float = 0`
+            fields[parameter.name] = (Hyper, float(default))
         elif isinstance(default, bool | int | str | tuple):
             fields[parameter.name] = (type(default), default)
     return from_signature(name, ForeignOptimizer, fields, found.__doc__, make=staticmethod(found))

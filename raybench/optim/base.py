@@ -30,9 +30,7 @@ class Optimizer(Spec, ABC):
         """Return the state before the first step."""
 
     @abstractmethod
-    def update(
-        self, grads: Params, state: State, params: Params, lr: Rate
-    ) -> tuple[Params, State]:
+    def update(self, grads: Params, state: State, params: Params, lr: Rate) -> tuple[Params, State]:
         """Return the parameters and the state after one step at the learning rate `lr`."""
 
 

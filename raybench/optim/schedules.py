@@ -75,7 +75,7 @@ class InverseSqrt(Schedule):
 
     def shape(self, step: int, steps: int, epoch: int) -> float:
         """Return the factor."""
-        return (1 + step // max(self.every.resolve(epoch), 1)) ** -0.5
+        return 1 / math.sqrt(1 + step // max(self.every.resolve(epoch), 1))
 
 
 SCHEDULES: Table[Schedule] = Table(

@@ -90,9 +90,7 @@ class Feed:
     def split(self, name: str) -> list[tuple[Tensor, Tensor]]:
         """Return the rows and targets of a whole split, in passes of bounded size."""
         total = self._rows[name].shape[-1]
-        return [
-            self._take(name, slice(start, start + _CHUNK)) for start in range(0, total, _CHUNK)
-        ]
+        return [self._take(name, slice(start, start + _CHUNK)) for start in range(0, total, _CHUNK)]
 
     def _shuffle(self) -> None:
         self._epoch += 1

@@ -38,7 +38,11 @@ def row_losses(loss: LossName, task: Task) -> Callable[[Tensor, Tensor], Tensor]
         return lambda outputs, y: nn.functional.cross_entropy(outputs, y, reduction="none")
 
     def mse(outputs: Tensor, y: Tensor) -> Tensor:
-        target = (y[:, None] == torch.arange(classes, device=y.device)).to(outputs.dtype) if classes else y
+        target = (
+            (y[:, None] == torch.arange(classes, device=y.device)).to(outputs.dtype)
+            if classes
+            else y
+        )
         return (outputs - target).square().mean(-1)
 
     return mse
@@ -71,9 +75,7 @@ class Network:
         self._forward = lanes.map(self._outputs)
         self._checked_noise = False
 
-    def loss(
-        self, params: Params, buffers: Params, x: Tensor, y: Tensor
-    ) -> tuple[Tensor, Params]:
+    def loss(self, params: Params, buffers: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Params]:
         """Return one run's mean loss on a batch, and its buffers after the pass."""
         if buffers:
             buffers = {name: buffer.clone() for name, buffer in buffers.items()}
@@ -109,7 +111,8 @@ class Network:
         """Return the probes' numbers on a split by metric name, each [K]."""
         passes = feed.split(split)
         outputs = torch.cat(
-            [self._forward(params, buffers, x) for x, _ in passes], dim=1 if self.lanes.lifted else 0
+            [self._forward(params, buffers, x) for x, _ in passes],
+            dim=1 if self.lanes.lifted else 0,
         )
         targets = torch.cat([y for _, y in passes], dim=1 if self.lanes.lifted else 0)
         grads: Params = {}
@@ -160,7 +163,7 @@ class Stepper:
         self._lanes = lanes
         self._own = list(optimizers)
         self._foreign = isinstance(optimizers[0], ForeignOptimizer)
-        self._stacked = None if self._foreign else lanes.stack(optimizers)
+        self._stacked = optimizers[0] if self._foreign else lanes.stack(optimizers)
 
     def init(self, params: Params) -> Any:
         """Return the state before the first step."""
@@ -199,6 +202,7 @@ def record_all(
 ) -> None:
     """Measure every probe where it applies, and note the lanes that have diverged."""
     epoch = step / feed.steps_per_epoch
+    network.lanes.clock.record()
     for split in splits:
         on = [p for p in probes if p.on == "split" or (p.on == "train" and split == "train")]
         if on and feed.has(split):

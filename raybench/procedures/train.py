@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from raybench.data import DATA, Data
-from raybench.data.base import SPLITS
 from raybench.lanes import Lanes
 from raybench.models import MODELS, Model
 from raybench.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
@@ -28,7 +27,7 @@ class Record(Spec):
 
     at: Times = Times(log=20)
     """When: {log: 20}, {linear: 10} or {every: 1ep}."""
-    on: tuple[Literal["train", "valid", "test"], ...] = SPLITS
+    on: tuple[Literal["train", "valid", "test"], ...] = ("train", "valid", "test")
     """Splits; those without rows are passed over."""
     probes: Annotated[tuple[Probe, ...], Part(PROBES)] = (Loss(), Error())
     """What to measure."""
@@ -74,11 +73,17 @@ class Train(Procedure):
         state = optimizer.init(params)
         total, epoch = self.steps.resolve(feed.steps_per_epoch), feed.steps_per_epoch
         due = set(self.record.at.steps(total, epoch))
+        lanes.clock.expect(total, len(due))
         for step in range(total + 1):
             if step in due:
                 record_all(
-                    recorder, network, feed, (params, buffers),
-                    step=step, splits=self.record.on, probes=self.record.probes,
+                    recorder,
+                    network,
+                    feed,
+                    (params, buffers),
+                    step=step,
+                    splits=self.record.on,
+                    probes=self.record.probes,
                 )
                 if recorder.all_diverged():
                     break

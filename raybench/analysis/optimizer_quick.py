@@ -1,0 +1,205 @@
+"""Figures of the suite `optimizer-quick`: optimizers tuned by random search, then run again.
+
+Schmidt et al. 2021, "Descending through a crowded valley" (arXiv:2007.01547). The claims are in
+`contest`, what the search found in `tuning`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Picture
+from matplotlib.lines import Line2D
+
+from raybench.analysis import style
+from raybench.analysis.contest import CLAIMS, scores
+from raybench.analysis.figure import Figure, Tables
+from raybench.analysis.rows import Missing, need, observed, with_intervals
+from raybench.analysis.tuning import (
+    WITHIN,
+    arm_keys,
+    data_search,
+    data_table,
+    draw_search,
+    draw_table,
+    phase,
+)
+from raybench.stats import mean_ranks
+
+METRICS = {"error": "test error", "loss": "test loss"}
+
+
+def data_ranking(tables: Tables) -> pd.DataFrame:
+    """Return one row a confirmation run, with means of each arm and ranks of each optimizer."""
+    runs = phase(tables.runs, "confirm")
+    values = {"error": "summary.test.error", "loss": "summary.test.loss"}
+    frame = observed(runs, arm_keys(runs), values)
+    classes = frame.groupby("problem")["error"].transform(lambda e: e.notna().any())
+    frame["metric"] = np.where(classes.astype(bool), "error", "loss")
+    frame["score"] = frame["error"].where(classes.astype(bool), frame["loss"])
+    if frame["score"].isna().all():
+        raise Missing("no test error or test loss of finished runs")
+    frame = with_intervals(frame, ("problem", "optimizer"), ("score",))
+    return frame.merge(_ranks(frame), on="optimizer", how="left")
+
+
+def _ranks(frame: pd.DataFrame) -> pd.DataFrame:
+    # [problems x seeds, optimizers] -> [optimizers, problems, seeds], with nan where no run is.
+    table = scores(frame)
+    blocks = [table.loc[problem].T for problem in table.index.unique("problem")]
+    seeds = sorted(set(frame["seed"]))
+    cube = np.stack(
+        [block.reindex(columns=seeds).to_numpy(dtype=float) for block in blocks], axis=1
+    )
+    found = mean_ranks(cube)
+    return pd.DataFrame(
+        {
+            "optimizer": table.columns,
+            "rank_mean": [rank.mean for rank in found],
+            "rank_low": [rank.low for rank in found],
+            "rank_high": [rank.high for rank in found],
+        }
+    )
+
+
+def draw_ranking(frame: pd.DataFrame) -> Picture:
+    """Draw mean ranks, and final scores on each problem, optimizers in rows."""
+    ranks = frame.drop_duplicates("optimizer").sort_values("rank_mean", kind="stable")
+    order = [str(name) for name in ranks["optimizer"]]
+    problems = sorted(frame["problem"].unique())
+    picture, [row] = style.canvas(1, 1 + len(problems), style.PAGE, 0.9 + 0.24 * len(order))
+    for place, rank in enumerate(ranks.to_dict("records")):
+        _dot(
+            row[0],
+            place,
+            str(rank["optimizer"]),
+            rank["rank_mean"],
+            rank["rank_low"],
+            rank["rank_high"],
+        )
+    row[0].set(xlabel="mean rank (1 is best)", title="all problems")
+    row[0].set_yticks(range(len(order)), [style.text(name, 16) for name in order])
+    row[0].set_ylim(len(order) - 0.4, -0.6)
+    for axes, problem in zip(row[1:], problems, strict=True):
+        axes.sharey(row[0])
+        axes.tick_params(labelleft=False)
+        _draw_problem(axes, frame[frame["problem"] == problem], order)
+        axes.set_title(style.text(problem, 20))
+    return picture
+
+
+def _draw_problem(axes: Axes, frame: pd.DataFrame, order: list[str]) -> None:
+    for place, name in enumerate(order):
+        arm = frame[frame["optimizer"] == name]
+        if arm.empty:
+            continue
+        axes.scatter(
+            arm["score"], np.full(len(arm), place), s=6, color=style.colour(name), alpha=0.3, lw=0
+        )
+        first = arm.iloc[0]
+        _dot(axes, place, name, first["score_mean"], first["score_low"], first["score_high"])
+        lost = int((arm["status"] == "diverged").sum())
+        if lost:
+            axes.annotate(
+                f"{lost} diverged",
+                (1.0, place),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=6,
+                color=style.FAINT,
+            )
+    metric = str(frame["metric"].iloc[0])
+    axes.set_xlabel(METRICS[metric])
+    if metric == "loss" and (frame["score"].dropna() > 0).all():
+        axes.set_xscale("log")
+
+
+def _dot(axes: Axes, place: int, name: str, mean: float, low: float, high: float) -> None:
+    colour = style.colour(name)
+    axes.plot([low, high], [place, place], color=colour, lw=1.6, solid_capstyle="butt")
+    axes.plot(mean, place, color=colour, marker="o", ms=4.2, mec="white", mew=0.5, zorder=4)
+
+
+def data_curves(tables: Tables) -> pd.DataFrame:
+    """Return the median and the middle half of the test score at each recorded step."""
+    runs = phase(tables.runs, "confirm")
+    keys = arm_keys(runs)
+    need(tables.metrics, "run_id", "step", "split", "metric", "value")
+    tags = pd.DataFrame({"run_id": runs["run_id"], **{k: runs[c] for k, c in keys.items()}})
+    test = tables.metrics[tables.metrics["split"] == "test"]
+    long = test[test["metric"].isin(list(METRICS))].merge(tags, on="run_id")
+    if long.empty:
+        raise Missing("no test metrics of the confirmation runs")
+    classes = set(long.loc[long["metric"] == "error", "problem"])
+    wanted = np.where(long["problem"].isin(list(classes)), "error", "loss")
+    long = long[long["metric"].astype(str) == wanted]
+    long = long.assign(metric=long["metric"].astype(str))
+    steps = long.groupby(["problem", "metric", "optimizer", "step"])["value"]
+    table = steps.quantile(np.array([0.25, 0.5, 0.75])).unstack().reset_index()
+    table = table.rename(columns={0.25: "quarter", 0.5: "median", 0.75: "three_quarters"})
+    table["runs"] = steps.size().to_numpy()
+    lost = int((runs["status"] == "diverged").sum())
+    table.attrs["note"] = f"{lost} of {len(runs)} runs diverged; they end before." if lost else ""
+    return table
+
+
+def draw_curves(frame: pd.DataFrame) -> Picture:
+    """Draw learning curves: a panel a problem, a line an optimizer."""
+    problems = sorted(frame["problem"].unique())
+    picture, [row] = style.canvas(1, len(problems), style.PAGE, 2.5)
+    names = sorted(str(name) for name in frame["optimizer"].unique())
+    for axes, problem in zip(row, problems, strict=True):
+        here = frame[(frame["problem"] == problem) & (frame["step"] > 0)]
+        for name in names:
+            arm = here[here["optimizer"] == name].sort_values("step")
+            axes.fill_between(
+                arm["step"],
+                arm["quarter"],
+                arm["three_quarters"],
+                color=style.colour(name),
+                alpha=0.15,
+                lw=0,
+            )
+            axes.plot(arm["step"], arm["median"], color=style.colour(name))
+        axes.set_xscale("log")
+        if (here["median"] > 0).all():
+            style.log_axis(axes, "y")
+        metric = str(frame.loc[frame["problem"] == problem, "metric"].iloc[0])
+        axes.set(title=style.text(problem, 20), xlabel="step", ylabel=METRICS[metric])
+    handles = [Line2D([], [], color=style.colour(n), label=style.text(n, 16)) for n in names]
+    picture.legend(handles=handles, loc="outside right center")
+    return picture
+
+
+FIGURES: dict[str, Figure] = {
+    "ranking": Figure(
+        "Optimizers by mean rank, and their final scores on each problem",
+        "Tuned on validation loss, run again on fresh seeds. Left: rank inside each problem and "
+        "seed, averaged, with percentile bootstrap intervals over seeds; a diverged run ranks "
+        "last. Others: mean over the seeds that finished, with intervals; pale: single runs.",
+        data_ranking,
+        draw_ranking,
+        CLAIMS,
+    ),
+    "learning_curves": Figure(
+        "Learning curves of the tuned optimizers",
+        "Confirmation runs: median over seeds, with the middle half as a band.",
+        data_curves,
+        draw_curves,
+    ),
+    "sensitivity": Figure(
+        "Validation loss of every trial of the search against its learning rate",
+        "Other hyperparameters vary too. Star: the chosen trial; crosses at the top: diverged.",
+        data_search,
+        draw_search,
+    ),
+    "tuning": Figure(
+        "What the search found",
+        f"Best and median validation loss; within {WITHIN - 1:.0%}: share of the trials whose loss "
+        "is that close to the best; chosen: what the search varied.",
+        data_table,
+        draw_table,
+    ),
+}

@@ -1,0 +1,130 @@
+"""Out of the runs table: the columns a figure is about, with intervals over seeds.
+
+Runs without a result (diverged, failed, skipped) stay as rows with empty values: they are in the
+CSV and in the caption's count, and in no mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from raybench.stats import mean_interval
+
+DONE = "done"
+
+
+class Missing(Exception):  # noqa: N818  (an outcome that is reported, not a failure)
+    """The rows or columns that a figure or a claim needs are not in the tables."""
+
+
+def need(frame: pd.DataFrame, *columns: str) -> None:
+    """Raise `Missing` unless the table has rows and these columns."""
+    absent = [column for column in columns if column not in frame.columns]
+    if absent:
+        raise Missing(f"no column {', '.join(absent)}")
+    if frame.empty:
+        raise Missing("no rows")
+
+
+def first_present(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    """Return the first of the columns that holds any value; raise `Missing` if none does."""
+    for column in columns:
+        if column in frame.columns and frame[column].notna().any():
+            return column
+    raise Missing(f"no column {' or '.join(columns)}")
+
+
+def observed(
+    runs: pd.DataFrame, keys: Mapping[str, str], values: Mapping[str, str]
+) -> pd.DataFrame:
+    """Return one row a run: `keys` and `values` (new name: column), `seed` and `status`.
+
+    Values are numbers, and empty unless the run is done. An optional value column that is not
+    there stays empty; a key column must be there.
+    """
+    need(runs, "status", "seed", *keys.values())
+    frame = pd.DataFrame({name: runs[column] for name, column in keys.items()})
+    frame["seed"] = runs["seed"]
+    frame["status"] = runs["status"].astype(str)
+    for name, column in values.items():
+        there = runs[column] if column in runs.columns else pd.Series(np.nan, index=runs.index)
+        numbers = pd.to_numeric(there, errors="coerce").astype(float)
+        frame[name] = numbers.where(frame["status"] == DONE)
+    return frame.sort_values([*keys, "seed"], kind="stable").reset_index(drop=True)
+
+
+def with_intervals(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
+    """Add `<value>_mean`, `_low`, `_high`, `_n` over the rows of each group, and `interval`.
+
+    The group's numbers are repeated on each of its rows, so that one CSV holds the runs and what
+    is drawn of them. `interval` names how the bounds were made.
+    """
+    result = frame.copy()
+    for value in values:
+        for part in ("mean", "low", "high"):
+            result[f"{value}_{part}"] = np.nan
+        result[f"{value}_n"] = 0
+    result["interval"] = ""
+    for index in result.groupby(list(by), dropna=False, sort=False).groups.values():
+        for value in values:
+            sample = result.loc[index, value].to_numpy(dtype=float)
+            found = mean_interval(sample[np.isfinite(sample)])
+            result.loc[index, f"{value}_mean"] = found.mean
+            result.loc[index, f"{value}_low"] = found.low
+            result.loc[index, f"{value}_high"] = found.high
+            result.loc[index, f"{value}_n"] = found.n
+            if value == values[0]:
+                result.loc[index, "interval"] = found.method
+    return result
+
+
+def groups(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Return the first row of each group: the table of means that `with_intervals` repeats."""
+    return frame.drop_duplicates(list(by)).sort_values(list(by)).reset_index(drop=True)
+
+
+def arms(frame: pd.DataFrame, column: str) -> list[tuple[float, pd.DataFrame]]:
+    """Return each number in a column, in order, with its rows."""
+    values = sorted(float(value) for value in frame[column].dropna().unique())
+    return [(value, frame[frame[column] == value]) for value in values]
+
+
+def close(column: pd.Series, value: float) -> pd.Series:
+    """Return which numbers of a column equal `value` within rounding."""
+    numbers = pd.to_numeric(column, errors="coerce").astype(float)
+    return pd.Series(np.isclose(numbers, value), index=column.index)
+
+
+def notes(data: pd.DataFrame) -> str:
+    """Return what a caption must add: how intervals were made, over how many, and who is missing.
+
+    Read from the columns `interval`, `..._n` and `status`, and from `data.attrs["note"]`.
+    """
+    said = [_intervals(data), _lost(data), str(data.attrs.get("note", ""))]
+    return " ".join(part for part in said if part)
+
+
+def _intervals(data: pd.DataFrame) -> str:
+    counts = next((column for column in data.columns if column.endswith("_n")), None)
+    if counts is None or "interval" not in data.columns:
+        return ""
+    used = data[data[counts] > 0]
+    made = [str(name) for name in used["interval"].unique() if "bootstrap" in str(name)]
+    low, high = int(used[counts].min()) if len(used) else 0, int(used[counts].max() or 0)
+    over = f"{low}" if low == high else f"{low} to {high}"
+    if not made:
+        return f"No intervals: {over} seed{'s' if high != 1 else ''} a point."
+    return f"Intervals: {' and '.join(sorted(made))} over {over} seeds."
+
+
+def _lost(data: pd.DataFrame) -> str:
+    if "status" not in data.columns:
+        return ""
+    counts = data["status"].value_counts()
+    lost = [f"{counts[s]} {s}" for s in ("diverged", "failed", "skipped") if counts.get(s, 0)]
+    if not lost:
+        return f"All {len(data)} runs finished."
+    return f"Of {len(data)} runs {', '.join(lost)}: in the data, in no mean."

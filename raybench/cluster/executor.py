@@ -1,0 +1,258 @@
+"""Execute batches on Ray: one Tune trial is one batch. The only module that imports ray.
+
+Ray is the executor and never the database: workers write their own Parquet parts, Tune sees
+counts, and a suite is resumed from the store. Settings follow what was measured on Ray 2.60: no
+loggers, no checkpoints, reused actors, a searcher that hands out an index, a scheduler that does
+not walk all trials.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_ENVIRONMENT = {
+    "RAY_worker_niceness": "0",  # else workers starve beside any ordinary process
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours to handle
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "1000",
+}
+for _name, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402  (reads the environment when imported)
+from ray import tune  # noqa: E402
+from ray.tune.schedulers import FIFOScheduler  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
+
+from raybench.errors import UnavailableError  # noqa: E402
+from raybench.plan import Batch, decode  # noqa: E402
+from raybench.store import SuiteStore  # noqa: E402
+from raybench.work import Progress, run_batch  # noqa: E402
+
+_log = logging.getLogger(__name__)
+
+
+class RayExecutor:
+    """Batches as Tune trials on a Ray cluster: one's own on loopback, or one at an address.
+
+    Args:
+        address: of a running cluster (`auto`, `host:port`, `ray://...`); None starts one here
+            that listens on loopback only, with a token that only this process knows.
+        cpus: CPU cores of the cluster started here; None for all.
+
+    Raises:
+        UnavailableError: no cluster can be reached or started.
+    """
+
+    def __init__(self, address: str | None = None, cpus: int | None = None) -> None:
+        self._folder: Path | None = None
+        for name in ("ray", "ray.tune", "ray.data", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        try:
+            if address is None:
+                self._start(cpus, quiet)
+            else:
+                _authenticate()
+                ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            self._remove_folder()
+            said = (str(error).strip().splitlines() or ["no reason given"])[0]
+            where = f"the Ray cluster at {address}" if address else "a local Ray"
+            raise UnavailableError(
+                f"{where} cannot be {'reached' if address else 'started'}: {said}; "
+                "--in-process runs without Ray"
+            ) from error
+        self.resources: Mapping[str, float] = ray.cluster_resources()
+        self.slots = max(1, int(self.resources.get("CPU", 1)))
+
+    def run(
+        self,
+        batches: Sequence[Batch],
+        store: SuiteStore,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        """Carry out the batches and report as their runs are stored.
+
+        A batch whose process dies is retried; one that fails for good is reported as finished
+        without its runs, with the reason.
+        """
+        for resources in dict.fromkeys(batch.resources for batch in batches):
+            same = [batch for batch in batches if batch.resources == resources]
+            self._check(same[0])
+            self._tune(same, store, on_progress)
+
+    def close(self) -> None:
+        """Leave the cluster; one that was started here ends."""
+        ray.shutdown()
+        self._remove_folder()
+
+    def _tune(
+        self, batches: Sequence[Batch], store: SuiteStore, on_progress: Callable[[Progress], None]
+    ) -> None:
+        resources = batches[0].resources
+        slots = max(1, int(self.slots / resources.cpu))
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(2, min(slots, 16)))
+        folder = self._folder or Path(tempfile.mkdtemp(prefix="raybench-"))
+        tune.run(
+            BatchTrainable,
+            name="tune",
+            storage_path=str(folder / "tune"),
+            search_alg=_Queue([batch.encode() for batch in batches], str(store.root)),
+            scheduler=_Unhurried(),
+            num_samples=len(batches),
+            resources_per_trial={"cpu": resources.cpu, "gpu": resources.gpu},
+            callbacks=[_Relay(on_progress)],
+            reuse_actors=True,
+            max_failures=resources.retries,
+            raise_on_failed_trial=False,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        )
+        shutil.rmtree(folder / "tune", ignore_errors=True)
+
+    def _start(self, cpus: int | None, quiet: Mapping[str, Any]) -> None:
+        # The cluster lives in a folder of its own, so that nothing is left in the home folder or
+        # /tmp, and another user of this machine can neither read nor join it.
+        self._folder = Path(tempfile.mkdtemp(prefix="raybench-"))
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        # Workers must find the package and its plugins where this process found them.
+        os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(self._folder),
+            object_store_memory=128 * 2**20,
+            **quiet,
+        )
+
+    def _check(self, batch: Batch) -> None:
+        needed = {"CPU": batch.resources.cpu, "GPU": batch.resources.gpu}
+        for name, amount in needed.items():
+            have = self.resources.get(name, 0)
+            if amount > have:
+                raise UnavailableError(
+                    f"a batch needs {amount:g} {name} and the cluster has {have:g}; "
+                    f"lower resources.{name.lower()} or use a larger cluster"
+                )
+
+    def _remove_folder(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class BatchTrainable(tune.Trainable):  # type: ignore[misc]
+    """A batch as Tune sees it: each step trains groups until some results have been stored."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Begin the batch in `config`."""
+        batch = decode(config["batch"])
+        self._work = run_batch(batch, SuiteStore(config["store"], batch.suite), "ray")
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begin another batch in the same process, whose data and measurements are kept."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Go on until some runs have been stored, and return what became of them."""
+        progress = next(self._work)
+        return {
+            "batch_id": progress.batch_id,
+            "statuses": dict(progress.statuses),
+            "reasons": dict(progress.reasons),
+            "lanes": progress.lanes,
+            "done": progress.finished,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Save nothing: what is stored in Parquet is the checkpoint."""
+
+    def load_checkpoint(self, checkpoint: object) -> None:
+        """Load nothing; see `save_checkpoint`."""
+
+
+class _Queue(Searcher):  # type: ignore[misc]
+    """Hands out the batches in order; Tune's own grid copies the whole list for each trial."""
+
+    def __init__(self, batches: Sequence[str], store: str) -> None:
+        super().__init__(metric="done", mode="max")
+        self._batches = iter(batches)
+        self._store = store
+
+    def suggest(self, trial_id: str) -> Any:
+        batch = next(self._batches, None)
+        return Searcher.FINISHED if batch is None else {"batch": batch, "store": self._store}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class _Unhurried(FIFOScheduler):  # type: ignore[misc]
+    """First in, first out, without a walk over all trials at each step: Tune starts those waiting."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        return None
+
+
+class _Relay(tune.Callback):  # type: ignore[misc]
+    """Passes on what trials report."""
+
+    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
+        self._on_progress = on_progress
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._on_progress(
+            Progress(
+                result["batch_id"],
+                Counter(result["statuses"]),
+                Counter(result["reasons"]),
+                bool(result["done"]),
+                int(result["lanes"]),
+            )
+        )
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        batch = decode(trial.config["batch"])
+        self._on_progress(Progress(batch.batch_id, reasons=Counter([_cause(trial)]), finished=True))
+
+
+def _cause(trial: Any) -> str:
+    text = str(trial.get_error() or "").strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if "ActorDiedError" in text or "ActorUnavailableError" in text:
+        return "the worker process died (killed, or out of memory)"
+    return lines[-1][:300] if lines else "the batch failed without a message"
+
+
+def _authenticate() -> None:
+    """Set how to authenticate, which Ray 2.60 leaves half set when nothing says it."""
+    token = Path("~/.ray/auth_token").expanduser()
+    known = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or token.exists()
+    os.environ.setdefault("RAY_AUTH_MODE", "token" if known else "disabled")

@@ -1,0 +1,135 @@
+"""From runs to batches: what is finished is left out, what may run together is put together."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from raybench.procedures import PROCEDURES, Procedure
+from raybench.rng import Seed
+from raybench.spec import Json, Run, digest, plain_config
+from raybench.store import FINISHED
+from raybench.suite import Planned, Resources
+from raybench.tables import build
+
+MAX_BATCH: Final = 256
+_BATCHES_PER_SLOT: Final = 8  # enough that the last batches of all slots end close together
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Runs with one batch key that are scheduled, stored and retried together.
+
+    Attributes:
+        resources: what the batch takes; `lanes` says how its runs are fused.
+    """
+
+    batch_id: str
+    suite: str
+    scale: str
+    runs: tuple[Planned, ...]
+    resources: Resources
+
+    def encode(self) -> str:
+        """Return the batch as JSON: what crosses to a worker instead of pickled code."""
+        return json.dumps(
+            {
+                "batch_id": self.batch_id,
+                "suite": self.suite,
+                "scale": self.scale,
+                "resources": self.resources.model_dump(),
+                "runs": [
+                    {
+                        "id": planned.run.run_id,
+                        "procedure": plain_config(planned.run.procedure),
+                        "seed": [*planned.run.seed],
+                        "labels": dict(planned.labels),
+                    }
+                    for planned in self.runs
+                ],
+            }
+        )
+
+
+def decode(text: str) -> Batch:
+    """Return the batch that `encode` wrote.
+
+    Raises:
+        RuntimeError: this process would give a run another id: it has another version of
+            raybench, or of a component, than the driver.
+    """
+    form = json.loads(text)
+    runs = tuple(_decode_run(item) for item in form["runs"])
+    return Batch(
+        form["batch_id"],
+        form["suite"],
+        form["scale"],
+        runs,
+        Resources.model_validate(form["resources"]),
+    )
+
+
+def _decode_run(item: Mapping[str, Any]) -> Planned:
+    problems: list[Any] = []
+    procedure = build(PROCEDURES, item["procedure"], (), problems)
+    value, base, fixed = item["seed"]
+    if not isinstance(procedure, Procedure):
+        raise RuntimeError(f"run {item['id']} cannot be built here: {problems}")
+    run = Run(procedure, Seed(value, base, tuple(fixed)))
+    if run.run_id != item["id"]:
+        raise RuntimeError(
+            f"run {item['id']} would be {run.run_id} here: the worker has other versions of "
+            "raybench or its components than the driver"
+        )
+    return Planned(run, item["labels"])
+
+
+def distinct(runs: Iterable[Planned]) -> list[Planned]:
+    """Return each run once, though a suite may name it twice; skipped ones are left out."""
+    found: dict[str, Planned] = {}
+    for planned in runs:
+        if not planned.skipped:
+            found.setdefault(planned.run.run_id, planned)
+    return list(found.values())
+
+
+def to_do(runs: Iterable[Planned], statuses: Mapping[str, str]) -> list[Planned]:
+    """Return the distinct runs that are not finished; failed ones are run again."""
+    return [p for p in distinct(runs) if statuses.get(p.run.run_id) not in FINISHED]
+
+
+def batches(
+    runs: Sequence[Planned], *, suite: str, scale: str, resources: Resources, slots: int
+) -> list[Batch]:
+    """Return the batches that hold `runs`, in the order of their first run.
+
+    Args:
+        runs: what is to be done.
+        suite: the suite's name.
+        scale: the scale's name.
+        resources: `batch` fixes the number of runs in a batch; `auto` balances `slots`.
+        slots: batches that can run at the same time.
+    """
+    groups: dict[str, list[Planned]] = {}
+    for planned in runs:
+        groups.setdefault(planned.run.batch_key, []).append(planned)
+    if isinstance(resources.batch, int):
+        most = resources.batch
+    else:
+        share = math.ceil(len(runs) / (max(slots, 1) * _BATCHES_PER_SLOT))
+        most = max(1, min(share, MAX_BATCH))
+        if isinstance(resources.lanes, int):
+            most = max(most, min(resources.lanes, MAX_BATCH))
+    made = []
+    for members in groups.values():
+        count = math.ceil(len(members) / most)
+        for index in range(count):
+            # Parts of nearly equal size, and none of them larger than `most`.
+            start, end = len(members) * index // count, len(members) * (index + 1) // count
+            chosen = tuple(members[start:end])
+            ids: Json = [p.run.run_id for p in chosen]
+            made.append(Batch(digest(ids), suite, scale, chosen, resources))
+    return made

@@ -1,0 +1,124 @@
+"""How many lanes to fuse: chosen by measuring a few real steps, limited by memory.
+
+Nothing here can change a result: a run's numbers do not depend on the lanes beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from raybench.lanes import Clock, Lanes
+from raybench.plan import Batch
+from raybench.procedures.base import DTYPES
+from raybench.record import Recorder
+from raybench.suite import Planned
+
+CANDIDATES: Final = (1, 4, 16, 64, 256)
+_STEPS: Final = 6  # gradient steps timed at each width, after one that warms up
+_GAIN: Final = 0.95  # a wider group must cost at most this share per lane to be worth its memory
+_MEMORY_SHARE: Final = 0.4  # of what is free
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Knowledge:
+    """What this process has measured about runs with one batch key."""
+
+    seconds: dict[int, float] = field(default_factory=dict)
+    limit: int = max(CANDIDATES)
+
+
+_known: dict[tuple[str, str], _Knowledge] = {}
+
+
+def lanes(batch: Batch, waiting: Sequence[Planned], device: torch.device) -> int:
+    """Return how many of the waiting runs to fuse into the next group."""
+    known = _knowledge(batch, device)
+    asked = batch.resources.lanes
+    if isinstance(asked, int):
+        return max(1, min(asked, len(waiting), known.limit))
+    most = min(len(waiting), known.limit)
+    if most == 1:
+        return 1
+    return min(_best(known, waiting, most, device, batch), most)
+
+
+def remember_limit(batch: Batch, lanes: int) -> None:
+    """Note that more than `lanes` of such runs do not fit in memory."""
+    from raybench.work import device_for
+
+    _knowledge(batch, device_for(batch)).limit = max(1, lanes)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that less at once may work."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def timed(group: Sequence[Planned], device: torch.device) -> Clock:
+    """Return a clock that has timed the first steps of a group of runs.
+
+    A procedure without gradient steps is carried out whole.
+    """
+    procedure = group[0].run.procedure
+    clock = Clock(stop_after=_STEPS)
+    width = Lanes(len(group), device=device, dtype=DTYPES[procedure.dtype], clock=clock)
+    with contextlib.suppress(Clock.Enough):
+        procedure.execute(width, [planned.run for planned in group], Recorder(width))
+    return clock
+
+
+def _knowledge(batch: Batch, device: torch.device) -> _Knowledge:
+    return _known.setdefault((batch.runs[0].run.batch_key, device.type), _Knowledge())
+
+
+def _best(
+    known: _Knowledge, waiting: Sequence[Planned], most: int, device: torch.device, batch: Batch
+) -> int:
+    best = 1
+    for width in [*(c for c in CANDIDATES if c < most), most]:
+        if width not in known.seconds:
+            before = _memory(device)
+            try:
+                known.seconds[width] = timed(waiting[:width], device).seconds() / width
+            except Exception as error:  # noqa: BLE001  (the run itself will show it, as its row)
+                if is_out_of_memory(error):
+                    known.limit = best
+                break
+            if width > 1 and (_memory(device) - before) * 4 > _MEMORY_SHARE * _free(device):
+                known.limit = width  # the next candidate, four times wider, would not fit
+        if known.seconds[width] <= _GAIN * known.seconds[best]:
+            best = width
+        elif known.seconds[width] > 1.5 * known.seconds[best]:
+            break
+        if width >= known.limit:
+            break
+    _log.info("batch %s: %d lanes of %s", batch.batch_id, best, known.seconds)
+    return best
+
+
+def _memory(device: torch.device) -> int:
+    """Return the most memory used so far, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 1 << 62

@@ -1,0 +1,181 @@
+"""The sections of a suite file that are not axes, as typed values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from pydantic import Field
+
+from raybench.errors import Path, Problem
+from raybench.rng import STREAMS
+from raybench.spec import Spec
+from raybench.suite.expr import Expression, ExpressionError
+from raybench.tables import construct
+
+SECTIONS: Final = (
+    "version", "name", "paper", "description", "base", "vars", "sweep", "search", "skip", "derive",
+    "tune", "seeds", "limits", "resources", "scales",
+)  # fmt: skip
+"""The keys of a suite file; keys that begin with `x-` are free for notes."""
+
+Stream = Literal["init", "order", "data", "noise"]
+
+
+class Seeds(Spec):
+    """How many seeds, and which random streams follow them."""
+
+    count: int = Field(default=1, ge=1)
+    """Number of seeds."""
+    base: int = Field(default=0, ge=0)
+    """The first seed."""
+    vary: tuple[Stream, ...] | None = None
+    """Streams that follow the seed; all others stay fixed."""
+    fix: tuple[Stream, ...] = ()
+    """Streams that do not follow the seed, when `vary` is not given."""
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """The streams that stay at seed `base`, sorted."""
+        if self.vary is None:
+            return tuple(sorted(set(self.fix)))
+        return tuple(sorted(set(STREAMS) - set(self.vary)))
+
+
+class Select(Spec):
+    """By what the best trial of an arm is chosen."""
+
+    metric: str = Field(default="valid/loss", pattern=r"^(train|valid)/\w+$")
+    """`split/metric`. The test split cannot be chosen by."""
+    mode: Literal["min", "max"] = "min"
+    """Whether lower or higher is better."""
+    at: Literal["final", "best"] = "final"
+    """The value at the end, or the lowest over time."""
+
+
+class Confirm(Spec):
+    """How the chosen configuration is run again."""
+
+    seeds: int = Field(default=10, ge=1)
+    """Fresh seeds, none of them used in the search."""
+
+
+class Tune(Spec):
+    """The tuning protocol: each arm searches its space, and its pick is confirmed."""
+
+    method: Literal["random", "halton", "sobol", "grid"] = "random"
+    """How trials are drawn."""
+    trials: int = Field(default=20, ge=1)
+    """Trials of each arm: the same for every arm."""
+    seeds: int = Field(default=1, ge=1)
+    """Seeds of each trial; their mean is what counts."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the draws."""
+    select: Select = Select()
+    """What the pick is made by."""
+    confirm: Confirm = Confirm()
+    """What follows the pick."""
+
+
+class Limits(Spec):
+    """`run` refuses to start past any of these."""
+
+    runs: int | None = Field(default=None, ge=1)
+    """Runs in all."""
+    hours: float | None = Field(default=None, gt=0)
+    """Estimated hours on the machine at hand."""
+    gpu_hours: float | None = Field(default=None, gt=0)
+    """Estimated GPU-hours."""
+    disk_gb: float | None = Field(default=None, gt=0)
+    """Estimated size of the results in GB."""
+
+
+class Resources(Spec):
+    """What a batch takes; never part of a run's identity."""
+
+    cpu: float = Field(default=1, gt=0)
+    """CPU cores."""
+    gpu: float = Field(default=0, ge=0)
+    """GPUs, or a share of one."""
+    lanes: int | Literal["auto"] = "auto"
+    """Runs that train as one: a number, or measured (`auto`)."""
+    batch: int | Literal["auto"] = "auto"
+    """Runs scheduled and stored together: a number, or from the measured time (`auto`)."""
+    ranks: Literal[1] = 1
+    """Processes that share one run; only 1 in this version."""
+    retries: int = Field(default=3, ge=0)
+    """How often a batch starts again after its process died."""
+
+
+SPECS: Final[Mapping[str, type[Spec]]] = {
+    "tune": Tune,
+    "seeds": Seeds,
+    "limits": Limits,
+    "resources": Resources,
+}
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Runs that are left out on purpose, and why."""
+
+    condition: Expression
+    because: str
+    path: Path
+
+
+def skips(value: object, path: Path, problems: list[Problem]) -> list[Skip]:
+    """Return the conditions of a `skip` list, each with its reason."""
+    if not isinstance(value, list):
+        problems.append(Problem(path, "skip is a list of {if: CONDITION, because: REASON}"))
+        return []
+    found = []
+    for index, item in enumerate(value):
+        inner = (*path, index)
+        if not isinstance(item, Mapping) or set(item) != {"if", "because"}:
+            problems.append(Problem(inner, "a skip has two keys: `if` and `because`"))
+            continue
+        condition = expression(item["if"], (*inner, "if"), problems)
+        if condition is not None:
+            found.append(Skip(condition, str(item["because"]), (*inner, "if")))
+    return found
+
+
+def derivations(
+    value: object, path: Path, problems: list[Problem]
+) -> list[tuple[tuple[str, ...], Expression, Path]]:
+    """Return what `derive` computes: config path, expression, place; in the file's order."""
+    if not isinstance(value, Mapping):
+        problems.append(Problem(path, "derive is a mapping: {model.heads: 'model.width // 32'}"))
+        return []
+    found = []
+    for key, text in value.items():
+        parsed = expression(text, (*path, key), problems)
+        if parsed is not None:
+            found.append((tuple(key.split(".")), parsed, (*path, key)))
+    return found
+
+
+def expression(value: object, path: Path, problems: list[Problem]) -> Expression | None:
+    """Return a checked expression, or None after adding to `problems`."""
+    try:
+        return Expression(str(value))
+    except ExpressionError as error:
+        problems.append(Problem(path, f"expression {str(value)!r}: {error}"))
+        return None
+
+
+def section(name: str, value: object, path: Path, problems: list[Problem]) -> Spec | None:
+    """Return the section `tune`, `seeds`, `limits` or `resources` as its spec."""
+    cls = SPECS[name]
+    if name == "seeds" and isinstance(value, int) and not isinstance(value, bool):
+        value = {"count": value}
+    if not isinstance(value, Mapping):
+        fields = ", ".join(cls.model_fields)
+        problems.append(Problem(path, f"{name} is a mapping of {fields}, not {value!r}"))
+        return None
+    if name == "seeds" and "vary" in value and "fix" in value:
+        problems.append(Problem(path, "seeds take `vary` or `fix`, not both"))
+        return None
+    return construct(cls, value, path, problems)

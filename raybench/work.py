@@ -1,0 +1,251 @@
+"""Work on one batch: groups of lanes are trained, stored, and accounted for.
+
+The only place where exceptions become statuses: a run never raises out of its batch.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib.metadata
+import json
+import logging
+import platform
+import socket
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final
+
+import pyarrow as pa
+import torch
+
+from raybench import sizing
+from raybench.errors import RaybenchError
+from raybench.lanes import Lanes
+from raybench.plan import Batch
+from raybench.procedures.base import DTYPES
+from raybench.record import Account, Recorder, summary
+from raybench.store import SuiteStore, arrays_table, joined, metrics_table, runs_table
+from raybench.suite import Planned
+
+FLUSH_SECONDS: Final = 1.0
+"""Finished groups are stored at least this often: the most that an interruption can lose."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """What has happened to a batch since the last report.
+
+    Attributes:
+        batch_id: which batch.
+        statuses: how many of its runs have newly been stored, by status.
+        reasons: why runs failed, by first line.
+        finished: whether the batch has ended.
+        lanes: how its runs were fused.
+    """
+
+    batch_id: str
+    statuses: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    finished: bool = False
+    lanes: int = 1
+
+
+@dataclass
+class _Tables:
+    """The rows of a batch so far, as tables that are written as its part."""
+
+    runs: list[pa.Table]
+    metrics: list[pa.Table]
+    arrays: list[pa.Table]
+
+    def write(self, store: SuiteStore, part: str) -> None:
+        store.write_part(
+            part,
+            joined(self.runs),
+            joined(self.metrics) if self.metrics else None,
+            joined(self.arrays) if self.arrays else None,
+        )
+
+
+def device_for(batch: Batch) -> torch.device:
+    """Return where a batch trains: the GPU it asked for, else the CPU."""
+    if batch.resources.gpu and torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Iterator[Progress]:
+    """Carry out the runs of a batch, and report each time that some have been stored.
+
+    What an earlier attempt at the same batch has stored is kept and not run again.
+
+    Args:
+        batch: the runs.
+        store: where the batch's part is written.
+        engine: what executes it, for the table (`in-process`, `ray`).
+    """
+    torch.set_num_threads(max(1, int(batch.resources.cpu)))
+    kept = store.read_part(batch.batch_id) or {}
+    tables = _Tables(
+        *([kept[name]] if name in kept else [] for name in ("runs", "metrics", "arrays"))
+    )
+    have = set(kept["runs"]["run_id"].to_pylist()) if kept else set()
+    waiting = [planned for planned in batch.runs if planned.run.run_id not in have]
+    progress = Progress(batch.batch_id)
+    if have:
+        progress.statuses.update(kept["runs"]["status"].to_pylist())
+    flushed = time.monotonic()
+    pending = False
+    try:
+        while waiting:
+            width = sizing.lanes(batch, waiting, device_for(batch))
+            group, waiting = waiting[:width], waiting[width:]
+            for rows in _run_group(batch, group, engine):
+                tables.runs.append(runs_table(rows.runs))
+                tables.metrics.append(metrics_table(rows.metrics))
+                if rows.arrays["run_id"]:
+                    tables.arrays.append(arrays_table(rows.arrays))
+                progress.statuses.update(row["status"] for row in rows.runs)
+                progress.reasons.update(
+                    row["reason"] for row in rows.runs if row["status"] == "failed"
+                )
+                progress.lanes = max(progress.lanes, len(rows.runs))
+            pending = True
+            if waiting and time.monotonic() - flushed >= FLUSH_SECONDS:
+                tables.write(store, batch.batch_id)
+                pending, flushed = False, time.monotonic()
+                yield progress
+                progress = Progress(batch.batch_id)
+    finally:
+        # Also on Ctrl-C: what has been computed is kept.
+        if pending:
+            tables.write(store, batch.batch_id)
+    progress.finished = True
+    yield progress
+
+
+@dataclass
+class _Rows:
+    runs: list[dict[str, Any]]
+    metrics: dict[str, list[Any]]
+    arrays: dict[str, list[Any]]
+
+
+def _run_group(batch: Batch, group: Sequence[Planned], engine: str) -> Iterator[_Rows]:
+    """Yield the rows of a group; one that fails is split until the runs at fault are alone."""
+    started = dt.datetime.now(dt.UTC)
+    clock = time.perf_counter()
+    try:
+        accounts = _execute(batch, group)
+    except Exception as error:  # noqa: BLE001  (any failure of a run is a row with its reason)
+        if len(group) > 1:
+            if sizing.is_out_of_memory(error):
+                sizing.remember_limit(batch, len(group) // 2)
+                torch.cuda.empty_cache()
+            middle = len(group) // 2
+            yield from _run_group(batch, group[:middle], engine)
+            yield from _run_group(batch, group[middle:], engine)
+            return
+        accounts = [error]
+    wall = (time.perf_counter() - clock) / len(group)
+    shared = {
+        "suite": batch.suite,
+        "scale": batch.scale,
+        "batch_id": batch.batch_id,
+        "started_at": started,
+        "wall_s": wall,
+        "engine": engine,
+        "lanes": len(group),
+        "ranks": 1,
+        **_place(str(device_for(batch))),
+    }
+    yield _rows(group, accounts, shared)
+
+
+def _execute(batch: Batch, group: Sequence[Planned]) -> list[Account | Exception]:
+    procedure = group[0].run.procedure
+    device = device_for(batch)
+    lanes = Lanes(len(group), device=device, dtype=DTYPES[procedure.dtype])
+    recorder = Recorder(lanes)
+    procedure.execute(lanes, [planned.run for planned in group], recorder)
+    return [*recorder.accounts()]
+
+
+def _rows(
+    group: Sequence[Planned], accounts: Sequence[Account | Exception], shared: Mapping[str, Any]
+) -> _Rows:
+    rows = _Rows([], {n: [] for n in _METRIC_COLUMNS}, {n: [] for n in _ARRAY_COLUMNS})
+    for planned, account in zip(group, accounts, strict=True):
+        row = {**identity(planned), **shared}
+        if isinstance(account, Exception):
+            log = "".join(traceback.format_exception(account))[-8000:]
+            rows.runs.append({**row, "status": "failed", "reason": reason(account), "log": log})
+            continue
+        diverged = account.diverged_at is not None
+        rows.runs.append(
+            {
+                **row,
+                "status": "diverged" if diverged else "done",
+                "reason": f"loss not finite at step {account.diverged_at}" if diverged else None,
+                "steps": account.steps,
+                **account.facts,
+                **{f"summary.{k}": v for k, v in summary(account.metrics).items()},
+            }
+        )
+        run_id = row["run_id"]
+        for metric in account.metrics:
+            values = (run_id, metric.step, metric.epoch, metric.split, metric.name, metric.value)
+            for name, value in zip(_METRIC_COLUMNS, values, strict=True):
+                rows.metrics[name].append(value)
+        for array in account.arrays:
+            cells = (run_id, array.step, array.name, array.shape, array.values)
+            for name, cell in zip(_ARRAY_COLUMNS, cells, strict=True):
+                rows.arrays[name].append(cell)
+    return rows
+
+
+_METRIC_COLUMNS = ("run_id", "step", "epoch", "split", "metric", "value")
+_ARRAY_COLUMNS = ("run_id", "step", "name", "shape", "values")
+
+
+def identity(planned: Planned) -> dict[str, Any]:
+    """Return the columns of `runs` that say which run a row is about."""
+    run = planned.run
+    return {
+        "run_id": run.run_id,
+        "procedure": run.procedure.name,
+        "seed": run.seed.value,
+        **run.procedure.columns("config."),
+        **{f"label.{name}": value for name, value in planned.labels.items()},
+    }
+
+
+def reason(error: BaseException) -> str:
+    """Return why a run failed: the error's type, its first line, and where it was raised."""
+    said = (str(error).strip().splitlines() or [""])[0][:300]
+    if isinstance(error, RaybenchError):
+        return said
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {said}{where}"
+
+
+@lru_cache
+def _place(device: str) -> dict[str, str]:
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine()
+    return {"host": socket.gethostname(), "device": f"{device} {name}", "versions": versions()}
+
+
+@lru_cache
+def versions() -> str:
+    """Return the versions of what results depend on, as JSON."""
+    found = {"python": platform.python_version()}
+    for name in ("raybench", "torch", "numpy", "ray"):
+        found[name] = importlib.metadata.version(name)
+    return json.dumps(found)
