@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import vmap
 
 from raybench.spec import Spec, hyper_fields
 
@@ -117,8 +117,9 @@ class Lanes:
     def stack(self, values: Sequence[T]) -> T:
         """Return one value that holds K: tensors gain a leading axis K, and move to the device.
 
-        A spec becomes one whose Hyper fields are tensors of K numbers; dicts, tuples and lists
-        are stacked leaf by leaf; other leaves (names, None, whole numbers) must agree.
+        A spec becomes one whose Hyper fields are tensors of K numbers where the lanes differ;
+        dicts, tuples and lists are stacked leaf by leaf; other leaves (names, None, whole
+        numbers) must agree.
         """
         if len(values) != self.size:
             raise ValueError(f"{len(values)} values for {self.size} lanes")
@@ -141,11 +142,15 @@ class Lanes:
 
         def lifted(*args: A.args, **kwargs: A.kwargs) -> R:
             leaves, restore = _flatten(args)
+            shape: list[R] = []
 
-            def one(*parts: Tensor) -> R:
-                return fn(*restore(parts), **kwargs)
+            def one(*parts: Tensor) -> tuple[Tensor, ...]:
+                # vmap sees flat tuples of tensors only: its own walk over nested values is slow.
+                result = fn(*restore(parts), **kwargs)
+                shape.append(result)
+                return tuple(_flatten(result)[0])
 
-            return vmap(one, randomness="error")(*leaves)
+            return cast("R", _refill(shape, vmap(one, randomness="error")(*leaves)))
 
         return lifted
 
@@ -154,29 +159,25 @@ class Lanes:
     ) -> Callable[..., tuple[Params, Tensor, Any]]:
         """Lift the gradient of one run's loss with respect to its first argument.
 
+        Lanes do not touch one another, so the gradient of the sum of their losses is each lane's
+        own gradient, and one ordinary backward pass over the stacked values gives them all.
+
         Args:
             loss: `(params, *args) -> (loss, aux)` for one run.
 
         Returns:
             `(params, *args) -> (gradients, loss [K], aux)`, everything stacked.
         """
+        lifted_loss = self.map(loss)
 
-        def plain(params: Params, *args: Any) -> tuple[Params, Tensor, Any]:
+        def gradient(params: Params, *args: Any) -> tuple[Params, Tensor, Any]:
             self.clock.tick(self.device)
             leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-            value, aux = loss(leaves, *args)
-            grads = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+            value, aux = lifted_loss(leaves, *args)
+            grads = torch.autograd.grad(value.sum(), list(leaves.values()), materialize_grads=True)
             return dict(zip(leaves, grads, strict=True)), value.detach(), _detach(aux)
 
-        one = grad_and_value(loss, has_aux=True)
-
-        def lifted(params: Params, *args: Any) -> tuple[Params, Tensor, Any]:
-            self.clock.tick(self.device)
-            leaves, restore = _flatten((params, *args))
-            grads, (value, aux) = vmap(lambda *p: one(*restore(p)), randomness="error")(*leaves)
-            return grads, value, aux
-
-        return lifted if self.lifted else plain
+        return gradient
 
     def each(self, fn: Callable[..., R], *args: Any) -> list[R]:
         """Call `fn(k, *args of lane k)` lane by lane: for code that cannot be lifted."""
@@ -206,12 +207,13 @@ class Lanes:
         if not self.lifted:
             return specs[0]
         cls = type(specs[0])
-        changes: dict[str, object] = {
-            field: torch.tensor(
-                [getattr(spec, field) for spec in specs], dtype=self.dtype, device=self.device
-            )
-            for field in hyper_fields(cls)
-        }
+        changes: dict[str, object] = {}
+        for field in hyper_fields(cls):
+            numbers = [getattr(spec, field) for spec in specs]
+            if any(number != numbers[0] for number in numbers):
+                # In float64 whatever the lanes' type: as with a Python number, what is computed
+                # from it (1 - beta**t) is rounded only where it meets a weight.
+                changes[field] = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         for field in cls.model_fields:
             if isinstance(getattr(specs[0], field), Spec):
                 changes[field] = self._stack_specs([getattr(spec, field) for spec in specs])
@@ -244,16 +246,17 @@ def _rebuild(value: Any, change: Callable[[Tensor], Any]) -> Any:
     return value
 
 
-def _flatten(args: tuple[Any, ...]) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
-    """Return the tensor leaves of `args`, and what puts others in their place."""
+def _flatten(value: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+    """Return the tensor leaves of `value`, and what puts others in their place."""
     leaves: list[Tensor] = []
-    _rebuild(args, lambda leaf: leaves.append(leaf))
+    _rebuild(value, leaves.append)
+    return leaves, lambda parts: _refill([value], parts)
 
-    def restore(parts: Sequence[Tensor]) -> Any:
-        rest = iter(parts)
-        return _rebuild(args, lambda _: next(rest))
 
-    return leaves, restore
+def _refill(shape: Sequence[Any], parts: Sequence[Tensor]) -> Any:
+    """Return `shape[0]` with its tensor leaves replaced by `parts`, in order."""
+    rest = iter(parts)
+    return _rebuild(shape[0], lambda _: next(rest))
 
 
 def _detach(aux: Any) -> Any:

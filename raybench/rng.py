@@ -68,7 +68,10 @@ def _mix(z: Tensor) -> Tensor:
 
 def fold(key: Tensor, number: Tensor | int) -> Tensor:
     """Return a key for step, layer or epoch `number` of the stream that starts at `key`."""
-    return _mix(key + (number + 1) * _GOLDEN)
+    offset = (number + 1) * _GOLDEN
+    if isinstance(offset, int):
+        offset = (offset + 2**63) % 2**64 - 2**63  # wrapped as int64 wraps
+    return _mix(key + offset)
 
 
 def uniform(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:

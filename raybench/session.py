@@ -1,4 +1,4 @@
-"""Carry out a suite: what is missing is planned, executed and stored; tuned suites go on to confirm.
+"""Carry out a suite: what is missing is executed and stored; tuned suites go on to confirm.
 
 Nothing here trains: an executor does, and this keeps account of it.
 """
@@ -111,7 +111,8 @@ class Session:
         executor: list[Executor] = []
         try:
             executed = self._phase("search" if suite.tune else "run", suite.runs, store, executor)
-            runs, lost = list(suite.runs), []
+            runs = list(suite.runs)
+            lost: list[str] = []
             if suite.tune:
                 confirmed, lost = self._confirmations(store)
                 runs += confirmed

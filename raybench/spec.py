@@ -26,8 +26,8 @@ class HyperMark:
 
 
 Hyper = Annotated[float, HyperMark()]
-"""A number that may differ between the runs of one batch: inside lifted code it is a 0-d tensor,
-so no code may branch on it in Python."""
+"""A number that may differ between the runs of one batch: inside lifted code it is a 0-d float64
+tensor where the runs differ, so no code may branch on it in Python."""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def mean_interval(
 def _bootstrap_mean(
     sample: Floats, level: float, kind: str, resamples: int, seed: int
 ) -> tuple[float, float]:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         result = stats.bootstrap(
             (sample,),
@@ -213,7 +213,8 @@ def argmin_draws(
     table = np.asarray(curves, dtype=np.float64)
     draws = _draws(np.random.default_rng(seed), resamples, table.shape[0])
     lowest = _mean_curve(table[draws], axis=1).argmin(axis=-1)
-    return np.asarray(grid, dtype=np.float64)[lowest]
+    locations: Floats = np.asarray(grid, dtype=np.float64)[lowest]
+    return locations
 
 
 def argmin_interval(

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from raybench.analysis import style
 from raybench.analysis.figure import Figure, Tables
 from raybench.analysis.peak import CLAIMS
-from raybench.analysis.rows import arms, groups, need, observed, with_intervals
+from raybench.analysis.rows import Missing, arms, groups, need, observed, with_intervals
 
 EPS = 0.10
 """Train error under which a network counts as fitting (Nakkiran et al., section 4)."""
@@ -55,6 +55,15 @@ def data(tables: Tables) -> pd.DataFrame:
     # A run that failed before it built its network has the size of its neighbours.
     frame["num_params"] = frame.groupby("width")["num_params"].transform("max")
     return with_intervals(frame, ("label_noise", "width"), tuple(values))
+
+
+def data_loss(tables: Tables) -> pd.DataFrame:
+    """Return the same rows, if test loss was recorded."""
+    need(tables.runs, "summary.test.loss")
+    frame = data(tables)
+    if frame["test_loss"].isna().all():
+        raise Missing("no finished run has a test loss")
+    return frame
 
 
 def draw_error(frame: pd.DataFrame) -> Picture:
@@ -102,7 +111,7 @@ def draw_loss(frame: pd.DataFrame) -> Picture:
             marker="o",
             label=style.percent(noise),
         )
-    axes.set_xscale("log")
+    style.log_axis(axes, "x")
     style.log_axis(axes, "y")
     axes.set(xlabel="number of parameters", ylabel="test loss")
     targets = means["targets"].dropna().unique()
@@ -198,7 +207,7 @@ FIGURES: dict[str, Figure] = {
     "loss_by_size": Figure(
         "Test loss against the number of parameters",
         "Mean test loss with intervals. Dotted: n rows times K classes.",
-        data,
+        data_loss,
         draw_loss,
     ),
 }

@@ -67,59 +67,50 @@ def draw_ranking(frame: pd.DataFrame) -> Picture:
     """Draw mean ranks, and final scores on each problem, optimizers in rows."""
     ranks = frame.drop_duplicates("optimizer").sort_values("rank_mean", kind="stable")
     order = [str(name) for name in ranks["optimizer"]]
+    paint = style.colours(order)
     problems = sorted(frame["problem"].unique())
     picture, [row] = style.canvas(1, 1 + len(problems), style.PAGE, 0.9 + 0.24 * len(order))
-    for place, rank in enumerate(ranks.to_dict("records")):
-        _dot(
-            row[0],
-            place,
-            str(rank["optimizer"]),
-            rank["rank_mean"],
-            rank["rank_low"],
-            rank["rank_high"],
-        )
+    for place, name in enumerate(order):
+        _dot(row[0], place, ranks[ranks["optimizer"] == name], "rank", paint[name])
     row[0].set(xlabel="mean rank (1 is best)", title="all problems")
     row[0].set_yticks(range(len(order)), [style.text(name, 16) for name in order])
     row[0].set_ylim(len(order) - 0.4, -0.6)
     for axes, problem in zip(row[1:], problems, strict=True):
         axes.sharey(row[0])
-        axes.tick_params(labelleft=False)
-        _draw_problem(axes, frame[frame["problem"] == problem], order)
+        axes.tick_params(labelleft=False, left=False)
+        _draw_problem(axes, frame[frame["problem"] == problem], paint)
         axes.set_title(style.text(problem, 20))
     return picture
 
 
-def _draw_problem(axes: Axes, frame: pd.DataFrame, order: list[str]) -> None:
-    for place, name in enumerate(order):
+def _draw_problem(axes: Axes, frame: pd.DataFrame, paint: dict[str, str]) -> None:
+    for place, (name, colour) in enumerate(paint.items()):
         arm = frame[frame["optimizer"] == name]
-        if arm.empty:
-            continue
-        axes.scatter(
-            arm["score"], np.full(len(arm), place), s=6, color=style.colour(name), alpha=0.3, lw=0
-        )
-        first = arm.iloc[0]
-        _dot(axes, place, name, first["score_mean"], first["score_low"], first["score_high"])
+        places = np.full(len(arm), place)
+        axes.plot(arm["score"], places, ls="", marker="o", ms=2.4, mew=0, color=colour, alpha=0.35)
+        _dot(axes, place, arm.head(1), "score", colour)
         lost = int((arm["status"] == "diverged").sum())
         if lost:
-            axes.annotate(
+            axes.text(
+                1.0,
+                place,
                 f"{lost} diverged",
-                (1.0, place),
-                xycoords=("axes fraction", "data"),
                 ha="right",
                 va="bottom",
                 fontsize=6,
                 color=style.FAINT,
+                transform=axes.get_yaxis_transform(),
             )
-    metric = str(frame["metric"].iloc[0])
-    axes.set_xlabel(METRICS[metric])
-    if metric == "loss" and (frame["score"].dropna() > 0).all():
-        axes.set_xscale("log")
+    axes.set_xlabel(METRICS[str(frame["metric"].iloc[0])])
+    score = frame["score"].dropna()
+    if len(score) and score.min() > 0 and score.max() / score.min() > 10:
+        style.log_axis(axes, "x")
 
 
-def _dot(axes: Axes, place: int, name: str, mean: float, low: float, high: float) -> None:
-    colour = style.colour(name)
-    axes.plot([low, high], [place, place], color=colour, lw=1.6, solid_capstyle="butt")
-    axes.plot(mean, place, color=colour, marker="o", ms=4.2, mec="white", mew=0.5, zorder=4)
+def _dot(axes: Axes, place: int, row: pd.DataFrame, value: str, colour: str) -> None:
+    axes.hlines([place] * len(row), row[f"{value}_low"], row[f"{value}_high"], color=colour, lw=1.6)
+    where = [place] * len(row)
+    axes.plot(row[f"{value}_mean"], where, marker="o", ms=4.2, mec="white", mew=0.5, color=colour)
 
 
 def data_curves(tables: Tables) -> pd.DataFrame:
@@ -149,26 +140,20 @@ def draw_curves(frame: pd.DataFrame) -> Picture:
     """Draw learning curves: a panel a problem, a line an optimizer."""
     problems = sorted(frame["problem"].unique())
     picture, [row] = style.canvas(1, len(problems), style.PAGE, 2.5)
-    names = sorted(str(name) for name in frame["optimizer"].unique())
+    paint = style.colours(sorted(str(name) for name in frame["optimizer"].unique()))
     for axes, problem in zip(row, problems, strict=True):
         here = frame[(frame["problem"] == problem) & (frame["step"] > 0)]
-        for name in names:
+        for name, colour in paint.items():
             arm = here[here["optimizer"] == name].sort_values("step")
-            axes.fill_between(
-                arm["step"],
-                arm["quarter"],
-                arm["three_quarters"],
-                color=style.colour(name),
-                alpha=0.15,
-                lw=0,
-            )
-            axes.plot(arm["step"], arm["median"], color=style.colour(name))
-        axes.set_xscale("log")
+            band = (arm["step"], arm["quarter"], arm["three_quarters"])
+            axes.fill_between(*band, color=colour, alpha=0.15, lw=0)
+            axes.plot(arm["step"], arm["median"], color=colour)
+        style.log_axis(axes, "x")
         if (here["median"] > 0).all():
             style.log_axis(axes, "y")
         metric = str(frame.loc[frame["problem"] == problem, "metric"].iloc[0])
         axes.set(title=style.text(problem, 20), xlabel="step", ylabel=METRICS[metric])
-    handles = [Line2D([], [], color=style.colour(n), label=style.text(n, 16)) for n in names]
+    handles = [Line2D([], [], color=c, label=style.text(name, 16)) for name, c in paint.items()]
     picture.legend(handles=handles, loc="outside right center")
     return picture
 
@@ -197,8 +182,8 @@ FIGURES: dict[str, Figure] = {
     ),
     "tuning": Figure(
         "What the search found",
-        f"Best and median validation loss; within {WITHIN - 1:.0%}: share of the trials whose loss "
-        "is that close to the best; chosen: what the search varied.",
+        f"Best and median validation loss; near best: share of the runs within {WITHIN - 1:.0%} of "
+        "the best; chosen: what the search varied, in the chosen trial.",
         data_table,
         draw_table,
     ),

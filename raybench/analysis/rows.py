@@ -60,8 +60,11 @@ def with_intervals(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]
     """Add `<value>_mean`, `_low`, `_high`, `_n` over the rows of each group, and `interval`.
 
     The group's numbers are repeated on each of its rows, so that one CSV holds the runs and what
-    is drawn of them. `interval` names how the bounds were made.
+    is drawn of them. `interval` names how the bounds of the first value were made. Raises
+    `Missing` where no run has a first value.
     """
+    if not np.isfinite(frame[values[0]].to_numpy(dtype=float)).any():
+        raise Missing(f"no finished run has a value of {values[0]}")
     result = frame.copy()
     for value in values:
         for part in ("mean", "low", "high"):
@@ -101,7 +104,8 @@ def close(column: pd.Series, value: float) -> pd.Series:
 def notes(data: pd.DataFrame) -> str:
     """Return what a caption must add: how intervals were made, over how many, and who is missing.
 
-    Read from the columns `interval`, `..._n` and `status`, and from `data.attrs["note"]`.
+    Read from the columns `interval`, `..._n` and `status`, and from `data.attrs`: `note` is added
+    as it is, `over` says what intervals are over if not seeds.
     """
     said = [_intervals(data), _lost(data), str(data.attrs.get("note", ""))]
     return " ".join(part for part in said if part)
@@ -115,9 +119,10 @@ def _intervals(data: pd.DataFrame) -> str:
     made = [str(name) for name in used["interval"].unique() if "bootstrap" in str(name)]
     low, high = int(used[counts].min()) if len(used) else 0, int(used[counts].max() or 0)
     over = f"{low}" if low == high else f"{low} to {high}"
+    what = str(data.attrs.get("over", "seeds"))
     if not made:
-        return f"No intervals: {over} seed{'s' if high != 1 else ''} a point."
-    return f"Intervals: {' and '.join(sorted(made))} over {over} seeds."
+        return f"No intervals: {over} {what.removesuffix('s') if high == 1 else what} a point."
+    return f"Intervals: {' and '.join(sorted(made))} over {over} {what}."
 
 
 def _lost(data: pd.DataFrame) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib import colormaps
@@ -139,6 +139,24 @@ def colour(label: str) -> str:
     return FIXED.get(label.lower(), PALETTE[_stable(label) % len(PALETTE)])
 
 
+def colours(labels: Iterable[str]) -> dict[str, str]:
+    """Return the colours of labels that share a picture: each its own, or the next one free.
+
+    What is taken depends on which labels there are, never on their order.
+    """
+    given = list(dict.fromkeys(labels))
+    names = sorted(given, key=lambda name: (name.lower() not in FIXED, name))
+    chosen: dict[str, str] = {}
+    for name in names:
+        home = colour(name)
+        if home in chosen.values() and name.lower() not in FIXED:
+            start = PALETTE.index(home)
+            ring = [*PALETTE[start:], *PALETTE[:start]]
+            home = next((c for c in ring if c not in chosen.values()), home)
+        chosen[name] = home
+    return {name: chosen[name] for name in given}
+
+
 def marker(label: str) -> str:
     """Return the marker of a label; it tells apart two labels whose colours coincide."""
     return MARKERS[_stable(label) // len(PALETTE) % len(MARKERS)]
@@ -172,10 +190,10 @@ def percent(share: float) -> str:
 
 def log_widths(axes: Axes, widths: Sequence[float]) -> None:
     """Make the x axis logarithmic with ticks at the widths, thinned where they would touch."""
-    axes.set_xscale("log")
     ordered = sorted(set(widths))
     if len(ordered) < 2 or any(width <= 0 for width in ordered):
         return
+    axes.set_xscale("log")
     gap = math.log(ordered[-1] / ordered[0]) / 9.0
     ticks = [ordered[0]]
     for width in ordered[1:]:
@@ -186,13 +204,18 @@ def log_widths(axes: Axes, widths: Sequence[float]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def log_axis(axes: Axes, which: str) -> None:
-    """Make an axis logarithmic with few, readable ticks."""
-    set_scale = axes.set_xscale if which == "x" else axes.set_yscale
-    set_scale("log")
+def log_axis(axes: Axes, which: Literal["x", "y"], base: float = 10.0) -> None:
+    """Make an axis logarithmic with few, readable ticks; call it when the data are drawn.
+
+    Without a positive value to show, the axis stays as it is.
+    """
+    positive = axes.dataLim.minposx if which == "x" else axes.dataLim.minposy
+    if not math.isfinite(positive):
+        return
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log", base=base)
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = sorted(axis.get_view_interval())
-    if low > 0 and high / low < 30.0:
+    if base == 10.0 and low > 0 and high / low < 30.0:
         subs = (1.0, 2.0, 5.0) if high / low > 8.0 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
         axis.set_major_locator(LogLocator(subs=subs))
         plain = ScalarFormatter()

@@ -34,15 +34,27 @@ def arm_keys(runs: pd.DataFrame) -> dict[str, str]:
 
 
 def data_search(tables: Tables) -> pd.DataFrame:
-    """Return one row a trial of the search: learning rate, validation loss, whether it is best."""
-    runs = phase(tables.runs, "search")
+    """Return one row a run of the search: learning rate, validation loss, whether it was chosen.
+
+    The chosen trial has the lowest mean over its seeds; a trial that lost a seed is not chosen.
+    """
+    runs = _numbered(phase(tables.runs, "search"))
     need(runs, "config.optimizer.lr")
-    keys = {**arm_keys(runs), "lr": "config.optimizer.lr"}
+    keys = {**arm_keys(runs), "trial": "label.trial", "lr": "config.optimizer.lr"}
     frame = observed(runs, keys, {"loss": first_present(runs, SELECT)})
     frame["lr"] = pd.to_numeric(frame["lr"], errors="coerce").astype(float)
-    best = frame.groupby(["problem", "optimizer"])["loss"].transform("min")
-    frame["best"] = frame["loss"].notna() & (frame["loss"] == best)
+    scores = frame.assign(loss=frame["loss"].fillna(np.inf))
+    mean = scores.groupby(["problem", "optimizer", "trial"])["loss"].transform("mean")
+    best = mean.groupby([frame["problem"], frame["optimizer"]]).transform("min")
+    frame["chosen"] = np.isfinite(mean) & (mean == best)
     return frame
+
+
+def _numbered(runs: pd.DataFrame) -> pd.DataFrame:
+    # Where the store does not number trials, each run is one.
+    if "label.trial" in runs.columns:
+        return runs
+    return runs.assign(**{"label.trial": range(len(runs))})
 
 
 def draw_search(frame: pd.DataFrame) -> Picture:
@@ -58,8 +70,9 @@ def draw_search(frame: pd.DataFrame) -> Picture:
             _draw_trials(axes, here[here["optimizer"] == name], style.colour(str(name)))
             axes.tick_params(labelleft=axes is row[0], labelbottom=row is grid[-1])
         row[0].set_ylabel(style.text(problem, 18))
-        if here["loss"].notna().any():
-            style.log_axis(row[0], "y")
+        for axes in row:
+            style.log_axis(axes, "x")
+            style.log_axis(axes, "y")
     for axes, name in zip(grid[0], names, strict=True):
         axes.set_title(style.text(name, 14))
     picture.supxlabel("learning rate", fontsize=8)
@@ -68,19 +81,21 @@ def draw_search(frame: pd.DataFrame) -> Picture:
 
 
 def _draw_trials(axes: Axes, trials: pd.DataFrame, colour: str) -> None:
-    axes.set_xscale("log")
-    axes.scatter(trials["lr"], trials["loss"], s=7, color=colour, alpha=0.65, lw=0)
-    best = trials[trials["best"]].head(1)
-    axes.scatter(
-        best["lr"], best["loss"], s=42, marker="*", color=colour, ec=style.INK, lw=0.5, zorder=4
+    axes.plot(
+        trials["lr"], trials["loss"], ls="", marker="o", ms=2.8, color=colour, alpha=0.65, mew=0
     )
-    lost = trials[trials["status"] == "diverged"]
-    axes.scatter(
-        lost["lr"],
+    chosen = trials[trials["chosen"]]
+    axes.plot(
+        chosen["lr"], chosen["loss"], ls="", marker="*", ms=8, color=colour, mec=style.INK, mew=0.5
+    )
+    lost = trials.loc[trials["status"] == "diverged", "lr"]
+    axes.plot(
+        lost,
         np.full(len(lost), 0.95),
+        ls="",
         marker="x",
-        s=11,
-        lw=0.8,
+        ms=3.2,
+        mew=0.8,
         color=colour,
         transform=axes.get_xaxis_transform(),
     )
@@ -89,33 +104,28 @@ def _draw_trials(axes: Axes, trials: pd.DataFrame, colour: str) -> None:
 def data_table(tables: Tables) -> pd.DataFrame:
     """Return one row for each problem and optimizer: trials, losses, the chosen settings."""
     trials = data_search(tables)
-    searched = phase(tables.runs, "search")
-    varied = [
-        column
-        for column in searched.columns
-        if column.startswith("config.optimizer.") and column != "config.optimizer.name"
-    ]
+    searched = _numbered(phase(tables.runs, "search"))
+    prefix = "config.optimizer."
+    settings = [c for c in searched.columns if c.startswith(prefix) and c != f"{prefix}name"]
     keys = arm_keys(searched)
-    select = first_present(searched, SELECT)
     rows: list[dict[str, object]] = []
     for (problem, optimizer), arm in trials.groupby(["problem", "optimizer"]):
         own = searched[
             (searched[keys["problem"]] == problem) & (searched[keys["optimizer"]] == optimizer)
         ]
-        finished = own[own["status"] == "done"].sort_values(select, kind="stable")
         best = arm["loss"].min()
-        good = float((arm["loss"] <= WITHIN * best).sum() / len(arm))
+        chosen = own[own["label.trial"].isin(arm.loc[arm["chosen"], "trial"].tolist())]
         rows.append(
             {
                 "problem": problem,
                 "optimizer": optimizer,
-                "trials": len(arm),
+                "runs": len(arm),
                 "diverged": int((arm["status"] == "diverged").sum()),
                 "failed": int((arm["status"] == "failed").sum()),
                 "best_loss": best,
                 "median_loss": arm["loss"].median(),
-                "near_best": good,
-                "chosen": _settings(finished.head(1), own, varied),
+                "near_best": float((arm["loss"] <= WITHIN * best).sum() / len(arm)),
+                "chosen": _settings(chosen.head(1), own, settings),
             }
         )
     return pd.DataFrame(rows)
@@ -136,11 +146,11 @@ def _short(value: object) -> str:
 
 _COLUMNS = (
     ("optimizer", "optimizer", 0.15, "left"),
-    ("trials", "trials", 0.35, "right"),
+    ("runs", "runs", 0.35, "right"),
     ("diverged", "diverged", 0.44, "right"),
     ("best_loss", "best", 0.53, "right"),
     ("median_loss", "median", 0.62, "right"),
-    ("near_best", f"within {WITHIN - 1:.0%}", 0.73, "right"),
+    ("near_best", "near best", 0.73, "right"),
     ("chosen", "chosen", 0.76, "left"),
 )
 

@@ -1,5 +1,21 @@
-"""Everything that imports ray."""
+"""Everything that imports ray; importing this package does not import it yet."""
 
-from raybench.cluster.executor import RayExecutor
+from __future__ import annotations
 
-__all__ = ["RayExecutor"]
+from typing import TYPE_CHECKING
+
+from raybench.cluster.environment import prepare
+
+if TYPE_CHECKING:
+    from raybench.cluster.executor import RayExecutor
+
+
+def connect(address: str | None = None, cpus: int | None = None) -> RayExecutor:
+    """Return an executor on the cluster at `address`, or on one started here; see RayExecutor."""
+    prepare(address)
+    from raybench.cluster.executor import RayExecutor
+
+    return RayExecutor(address, cpus)
+
+
+__all__ = ["connect"]

@@ -10,39 +10,22 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import shutil
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_ENVIRONMENT = {
-    "RAY_worker_niceness": "0",  # else workers starve beside any ordinary process
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours to handle
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_WARN_THRESHOLD_S": "1000",
-}
-for _name, _value in _ENVIRONMENT.items():
-    os.environ.setdefault(_name, _value)
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 
-import ray  # noqa: E402  (reads the environment when imported)
-from ray import tune  # noqa: E402
-from ray.tune.schedulers import FIFOScheduler  # noqa: E402
-from ray.tune.search import Searcher  # noqa: E402
-
-from raybench.errors import UnavailableError  # noqa: E402
-from raybench.plan import Batch, decode  # noqa: E402
-from raybench.store import SuiteStore  # noqa: E402
-from raybench.work import Progress, run_batch  # noqa: E402
+from raybench.errors import UnavailableError
+from raybench.plan import Batch, decode
+from raybench.store import SuiteStore
+from raybench.work import Progress, run_batch
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +51,6 @@ class RayExecutor:
             if address is None:
                 self._start(cpus, quiet)
             else:
-                _authenticate()
                 ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             self._remove_folder()
@@ -127,13 +109,8 @@ class RayExecutor:
         shutil.rmtree(folder / "tune", ignore_errors=True)
 
     def _start(self, cpus: int | None, quiet: Mapping[str, Any]) -> None:
-        # The cluster lives in a folder of its own, so that nothing is left in the home folder or
-        # /tmp, and another user of this machine can neither read nor join it.
+        # A folder of its own: nothing stays in /tmp, and no other user can read what is in it.
         self._folder = Path(tempfile.mkdtemp(prefix="raybench-"))
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        # Workers must find the package and its plugins where this process found them.
-        os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         ray.init(
             address="local",
             num_cpus=cpus,
@@ -213,7 +190,7 @@ class _Queue(Searcher):  # type: ignore[misc]
 
 
 class _Unhurried(FIFOScheduler):  # type: ignore[misc]
-    """First in, first out, without a walk over all trials at each step: Tune starts those waiting."""
+    """First in, first out, without a walk over all trials at each step."""
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         return None
@@ -249,10 +226,3 @@ def _cause(trial: Any) -> str:
     if "ActorDiedError" in text or "ActorUnavailableError" in text:
         return "the worker process died (killed, or out of memory)"
     return lines[-1][:300] if lines else "the batch failed without a message"
-
-
-def _authenticate() -> None:
-    """Set how to authenticate, which Ray 2.60 leaves half set when nothing says it."""
-    token = Path("~/.ray/auth_token").expanduser()
-    known = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or token.exists()
-    os.environ.setdefault("RAY_AUTH_MODE", "token" if known else "disabled")

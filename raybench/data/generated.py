@@ -19,7 +19,9 @@ class Generated(Data):
     dim: int = Field(default=32, ge=1)
     """Number of inputs."""
     train: int | None = Field(default=512, ge=1)
+    """Training rows."""
     test: int | None = Field(default=512, ge=1)
+    """Test rows; null for none."""
 
     @property
     def num_rows(self) -> int:
@@ -79,7 +81,8 @@ class Quadratic(Generated):
     geometrically from 1 to 1 / condition; targets are X theta*, with |theta*_i| = 1. A `linear`
     model without bias and with the loss `mse` then has the full-batch loss
     (theta - theta*)^T diag(lambda) (theta - theta*), and mini-batches give its gradient noise.
-    Test rows are drawn from a Gaussian with the same covariance.
+    Test rows are drawn from a Gaussian with the same covariance. Validation rows are a part of the
+    orthogonal ones, so with `valid` the training rows have this spectrum only about.
     """
 
     condition: float = Field(default=1000.0, ge=1)

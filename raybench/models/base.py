@@ -94,7 +94,7 @@ class FrozenLinear(nn.Module):
 def initial(
     layer: nn.Module, name: str, shape: torch.Size, scheme: Init, draw: torch.Generator
 ) -> Tensor:
-    """Return the first value of a layer's parameter, drawn in float64 and kept in float32."""
+    """Return the first value of a layer's parameter, drawn in float32 whatever the run's type."""
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm):
         return torch.ones(shape) if name == "weight" else torch.zeros(shape)
     weight = layer.weight

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from pydantic import Field
+from torch import Tensor
 
-from raybench.optim.base import Optimizer, Params, Rate, State, counter, each, zeros
+from raybench.optim.base import (
+    LearningRate,
+    Optimizer,
+    Params,
+    Rate,
+    Share,
+    State,
+    WeightDecay,
+    counter,
+    decayed,
+    each,
+    mix,
+    zeros,
+)
 from raybench.spec import Hyper
 
 
 class RMSProp(Optimizer):
     """s <- decay s + (1 - decay) g^2;  p <- p - lr g / (sqrt(s) + eps)  (Tieleman, Hinton 2012)."""
 
-    lr: Hyper = Field(default=0.01, gt=0)
-    decay: Hyper = Field(default=0.99, ge=0, lt=1)
+    lr: LearningRate = 0.01
+    decay: Share = 0.99
     """Of the running mean of squares (PyTorch's `alpha`)."""
     eps: Hyper = Field(default=1e-8, ge=0)
     """Added to the root."""
@@ -23,8 +37,7 @@ class RMSProp(Optimizer):
 
     def update(self, grads: Params, state: State, params: Params, lr: Rate) -> tuple[Params, State]:
         """Take one step."""
-        decay = self.decay
-        square = each(lambda s, g: decay * s + (1 - decay) * g * g, state["square"], grads)
+        square = each(lambda s, g: mix(s, g * g, 1 - self.decay), state["square"], grads)
         moved = each(lambda p, g, s: p - lr * g / (s.sqrt() + self.eps), params, grads, square)
         return moved, {"square": square}
 
@@ -36,14 +49,13 @@ class Adam(Optimizer):
     p <- p - lr (m / (1 - beta1^t)) / (sqrt(s / (1 - beta2^t)) + eps).
     """
 
-    beta1: Hyper = Field(default=0.9, ge=0, lt=1)
+    beta1: Share = 0.9
     """Decay of the mean of gradients."""
-    beta2: Hyper = Field(default=0.999, ge=0, lt=1)
+    beta2: Share = 0.999
     """Decay of the mean of squared gradients."""
     eps: Hyper = Field(default=1e-8, ge=0)
     """Added to the root."""
-    weight_decay: Hyper = Field(default=0.0, ge=0)
-    """Coupled (L2) weight decay, added to the gradient."""
+    weight_decay: WeightDecay = 0.0
 
     def init(self, params: Params) -> State:
         """Return zero moments and step 0."""
@@ -51,17 +63,22 @@ class Adam(Optimizer):
 
     def update(self, grads: Params, state: State, params: Params, lr: Rate) -> tuple[Params, State]:
         """Take one step."""
-        grads = each(lambda g, p: g + self.weight_decay * p, grads, params)
-        direction, state = self._direction(grads, state)
-        return each(lambda p, d: p - lr * d, params, direction), state
+        return self._move(decayed(grads, params, self.weight_decay), state, params, lr)
 
-    def _direction(self, grads: Params, state: State) -> tuple[Params, State]:
+    def _move(self, grads: Params, state: State, params: Params, lr: Rate) -> tuple[Params, State]:
         b1, b2, step = self.beta1, self.beta2, state["step"] + 1
-        mean = each(lambda m, g: b1 * m + (1 - b1) * g, state["mean"], grads)
-        square = each(lambda s, g: b2 * s + (1 - b2) * g * g, state["square"], grads)
-        rise, grow = 1 - b1**step, (1 - b2**step) ** 0.5
-        direction = each(lambda m, s: (m / rise) / (s.sqrt() / grow + self.eps), mean, square)
-        return direction, {"mean": mean, "square": square, "step": step}
+        mean = each(lambda m, g: mix(m, g, 1 - b1), state["mean"], grads)
+        square = each(lambda s, g: mix(s, g * g, 1 - b2), state["square"], grads)
+        # Both bias corrections are numbers: m / (1 - b1^t) / (sqrt(s / (1 - b2^t)) + eps), with
+        # the root of the second one taken out of the fraction, passes over the weights less often.
+        root = (1 - b2**step).sqrt()
+        length, eps = lr * root / (1 - b1**step), self.eps * root
+
+        def moved(p: Tensor, m: Tensor, s: Tensor) -> Tensor:
+            return p - (m / s.sqrt().add_(eps.to(s.dtype))).mul_(length.to(s.dtype))
+
+        state = {"mean": mean, "square": square, "step": step}
+        return each(moved, params, mean, square), state
 
 
 class AdamW(Adam):
@@ -75,6 +92,6 @@ class AdamW(Adam):
 
     def update(self, grads: Params, state: State, params: Params, lr: Rate) -> tuple[Params, State]:
         """Take one step."""
-        direction, state = self._direction(grads, state)
-        moved = each(lambda p, d: p * (1 - lr * self.weight_decay) - lr * d, params, direction)
-        return moved, state
+        shrink = 1 - lr * self.weight_decay
+        params = each(lambda p: p * shrink, params)
+        return self._move(grads, state, params, lr)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -19,11 +20,27 @@ Rate: TypeAlias = float | Tensor
 """The learning rate of this step: a number, or a 0-d tensor in lifted code."""
 
 
-class Optimizer(Spec, ABC):
-    """An update rule. Hyper fields are numbers, or 0-d tensors where runs are fused."""
+LearningRate: TypeAlias = Annotated[
+    Hyper, Field(gt=0, description="Learning rate, before the schedule.")
+]
+WeightDecay: TypeAlias = Annotated[
+    Hyper, Field(ge=0, description="Coupled (L2) weight decay, added to the gradient.")
+]
+Share: TypeAlias = Annotated[Hyper, Field(ge=0, lt=1)]
+"""A decay rate or momentum: at least 0 and below 1."""
 
-    lr: Hyper = Field(default=0.001, gt=0)
-    """Learning rate, before the schedule."""
+
+class Optimizer(Spec, ABC):
+    """An update rule, written for one run.
+
+    Attributes:
+        elementwise: whether each weight moves on its own. Then the rule is given all weights of
+            the run as one vector under a single name; otherwise it sees them by their names.
+    """
+
+    elementwise: ClassVar[bool] = True
+
+    lr: LearningRate = 0.001
 
     @abstractmethod
     def init(self, params: Params) -> State:
@@ -40,10 +57,22 @@ def zeros(params: Params) -> Params:
 
 
 def counter(params: Params) -> Tensor:
-    """Return the step count before the first step: a 0-d tensor of the parameters' type."""
-    return next(iter(params.values())).new_zeros(())
+    """Return the step count before the first step: a 0-d float64 tensor."""
+    return next(iter(params.values())).new_zeros((), dtype=torch.float64)
 
 
 def each(fn: Callable[..., Tensor], *dicts: Params) -> Params:
     """Return `{name: fn(values under that name)}`."""
     return {name: fn(*(d[name] for d in dicts)) for name in dicts[0]}
+
+
+def mix(old: Tensor, new: Tensor, share: Rate) -> Tensor:
+    """Return (1 - share) old + share new in one pass over memory."""
+    return torch.lerp(old, new, share.to(old.dtype) if isinstance(share, Tensor) else share)
+
+
+def decayed(grads: Params, params: Params, weight_decay: Rate) -> Params:
+    """Return the gradients with coupled (L2) weight decay: g + weight_decay p."""
+    if not isinstance(weight_decay, Tensor) and weight_decay == 0:
+        return grads  # what adding zero gives, without the passes over memory
+    return each(lambda g, p: g + weight_decay * p, grads, params)

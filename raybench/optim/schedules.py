@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
 from raybench.spec import Spec, Steps
 from raybench.tables import Table
 
+Rise: TypeAlias = Annotated[
+    Steps,
+    Field(description="Length of the linear rise: step t (from 0) of W is at (t + 1) / W."),
+]
+Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+
 
 class Schedule(Spec, ABC):
     """A factor in [0, 1] by step, after an optional linear warm-up."""
 
-    warmup: Steps = Steps(0, "it")
-    """Length of the linear rise: step t (from 0) of W runs at (t + 1) / W of the rate."""
+    warmup: Rise = Steps(0, "it")
 
     def factor(self, step: int, steps: int, epoch: int) -> float:
         """Return the factor at `step` (from 0) of `steps`, with `epoch` steps in an epoch."""
@@ -40,7 +46,7 @@ class Constant(Schedule):
 class Warmup(Constant):
     """A linear rise over the first steps, then the full rate."""
 
-    warmup: Steps = Steps(100, "it")
+    warmup: Rise = Steps(100, "it")
 
 
 class Cosine(Schedule):
@@ -57,9 +63,9 @@ class Cosine(Schedule):
 class Step(Schedule):
     """Multiply by `gamma` at each milestone, a share of the training's length."""
 
-    at: tuple[float, ...] = (0.5, 0.75)
+    at: tuple[Fraction, ...] = (0.5, 0.75)
     """Milestones, each between 0 and 1."""
-    gamma: float = Field(default=0.1, gt=0)
+    gamma: float = Field(default=0.1, gt=0, le=1)
     """What the rate is multiplied by at a milestone."""
 
     def shape(self, step: int, steps: int, epoch: int) -> float:

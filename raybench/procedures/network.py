@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from raybench.data import Task
 from raybench.errors import RaybenchError
 from raybench.lanes import Lanes, Params
 from raybench.models import Model
-from raybench.optim import ForeignOptimizer, Optimizer
 from raybench.probes import Probe, View
 from raybench.procedures.feed import Feed
 from raybench.record import Recorder
@@ -154,40 +153,6 @@ _GLOBAL_NOISE = (
     "depend on what else runs; use nn.Dropout as a submodule (it is replaced), or a buffer key "
     "and raybench.rng.uniform"
 )
-
-
-class Stepper:
-    """Optimizers of K runs behind one face: native rules are lifted, foreign ones looped over."""
-
-    def __init__(self, lanes: Lanes, optimizers: Sequence[Optimizer]) -> None:
-        self._lanes = lanes
-        self._own = list(optimizers)
-        self._foreign = isinstance(optimizers[0], ForeignOptimizer)
-        self._stacked = optimizers[0] if self._foreign else lanes.stack(optimizers)
-
-    def init(self, params: Params) -> Any:
-        """Return the state before the first step."""
-        if self._foreign:
-            return self._lanes.each(lambda k, own: self._own[k].init(own), params)
-        return self._lanes.map(lambda rule, p: rule.init(p))(self._stacked, params)
-
-    def update(
-        self, grads: Params, state: Any, params: Params, factor: float
-    ) -> tuple[Params, Any]:
-        """Return parameters and state after a step at `factor` times the learning rate."""
-        if self._foreign:
-
-            def step(k: int, own_grads: Params, own_params: Params) -> None:
-                rule = self._own[k]
-                rule.update(own_grads, state[k], own_params, rule.lr * factor)
-
-            self._lanes.each(step, grads, params)
-            return params, state
-
-        def one(rule: Optimizer, grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
-            return rule.update(grads, state, params, rule.lr * factor)
-
-        return self._lanes.map(one)(self._stacked, grads, state, params)
 
 
 def record_all(

@@ -16,7 +16,8 @@ from raybench.probes import PROBES, Probe
 from raybench.probes.loss import Error, Loss
 from raybench.procedures.base import Procedure
 from raybench.procedures.feed import Feed
-from raybench.procedures.network import LossName, Network, Stepper, record_all
+from raybench.procedures.network import LossName, Network, record_all
+from raybench.procedures.stepper import Stepper
 from raybench.record import Recorder, Times
 from raybench.spec import Run, Spec, Steps
 from raybench.tables import Part

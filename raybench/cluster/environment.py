@@ -1,0 +1,41 @@
+"""What must be set before ray is imported: Ray reads it then, once."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Final
+
+_QUIET_AND_FAST: Final = {
+    "RAY_worker_niceness": "0",  # else workers starve beside any ordinary process
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours to handle
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # resuming goes by the store, never by Tune
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "1000",
+}
+
+
+def prepare(address: str | None) -> None:
+    """Set how Ray behaves, and how it authenticates, unless the user has set it.
+
+    A cluster of one's own gets a token that only this process and its workers know, so that
+    other users of the machine cannot join it. For a cluster at an address the user's token is
+    used where there is one: Ray 2.60 leaves the mode half set when nothing says it.
+    """
+    for name, value in _QUIET_AND_FAST.items():
+        os.environ.setdefault(name, value)
+    if "RAY_AUTH_MODE" in os.environ or "ray" in sys.modules:
+        return
+    if address is None:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        return
+    file = Path("~/.ray/auth_token").expanduser()
+    known = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or file.exists()
+    os.environ["RAY_AUTH_MODE"] = "token" if known else "disabled"
