@@ -41,6 +41,9 @@ class Model(Spec, ABC):
 
         Args:
             skeleton: what `skeleton(inputs, outputs)` returned.
+            inputs: shape of one row.
+            outputs: number of outputs.
+            seed: of the run; its streams `init` and `noise` are drawn from.
         """
         draw = stream(seed, "init/weights")
         params: dict[str, Tensor] = {}

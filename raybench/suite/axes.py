@@ -171,10 +171,10 @@ def numbers(value: object, path: Path, problems: list[Problem]) -> list[Any]:
             problems.append(Problem(path, "an axis needs at least one value"))
         return value
     if isinstance(value, Mapping):
-        kinds = [key for key in value if key in _GENERATORS]
+        kinds = [key for key in value if key in GENERATORS]
         if len(kinds) == 1:
             return _generated(kinds[0], value, path, problems)
-    kinds_text = ", ".join(_GENERATORS)
+    kinds_text = ", ".join(GENERATORS)
     message = f"{value!r} is not an axis: write a list, or {{KIND: [first, last]}} ({kinds_text})"
     problems.append(Problem(path, message))
     return []
@@ -200,7 +200,7 @@ def _generated(
         problems.append(Problem(path, f"{kind} needs num: how many values, at least 2"))
         return []
     try:
-        made = list(_GENERATORS[kind](ends, num))
+        made = list(GENERATORS[kind](ends, num))
     except (ValueError, ArithmeticError) as error:
         problems.append(Problem((*path, kind), f"{kind} {ends!r}: {error}"))
         return []
@@ -245,7 +245,7 @@ def _pow2(ends: list[Any], num: int) -> Iterable[float]:
     return (2**e if min(ends) >= 0 else 2.0**e for e in range(ends[0], ends[1] + 1))
 
 
-_GENERATORS: Final = {
+GENERATORS: Final = {
     "range": _range,
     "linspace": _linspace,
     "logspace": _logspace,

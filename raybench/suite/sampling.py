@@ -46,13 +46,13 @@ def _integers(low: float, high: float) -> Distribution:
 
 
 _RANGES: Final = {"log_uniform": _log_uniform, "uniform": _uniform, "int": _integers}
+KINDS: Final = (*_RANGES, "choice")
 
 
 def distribution(value: object, path: Path, problems: list[Problem]) -> Distribution | None:
     """Return the space that `{log_uniform: [1e-4, 1]}` and its like describe, or None."""
-    kinds = [*_RANGES, "choice"]
     if not isinstance(value, Mapping) or len(value) != 1:
-        message = f"a search space is one of {', '.join(kinds)}, such as {{uniform: [0, 1]}}"
+        message = f"a search space is one of {', '.join(KINDS)}, such as {{uniform: [0, 1]}}"
         problems.append(Problem(path, message))
         return None
     ((kind, bounds),) = value.items()
@@ -60,8 +60,8 @@ def distribution(value: object, path: Path, problems: list[Problem]) -> Distribu
     if kind == "choice" and isinstance(bounds, list) and bounds:
         options = tuple(bounds)
         return Distribution(lambda u: options[int(u * len(options))], options)
-    if kind not in kinds:
-        message = f"unknown distribution {kind!r}{suggest(str(kind), kinds)}"
+    if kind not in KINDS:
+        message = f"unknown distribution {kind!r}{suggest(str(kind), KINDS)}"
         problems.append(Problem(inner, message, on_key=True))
         return None
     numbers = isinstance(bounds, list) and all(

@@ -1,0 +1,5 @@
+"""`python -m raybench` is the command `raybench`."""
+
+from raybench.cli import main
+
+main()

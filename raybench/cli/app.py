@@ -1,0 +1,80 @@
+"""The application, its options, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from raybench.cli import browse, execute, inspect
+from raybench.cli.console import errors
+from raybench.errors import RaybenchError
+
+app = typer.Typer(
+    name="raybench",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""One YAML file: tens of thousands of deep-learning runs on Ray, figures, checked claims.
+
+    Start with:  [bold]raybench run quickstart[/bold]   then   [bold]raybench report results[/bold]
+
+    Exit codes: 0 done; 1 finished, some runs failed; 2 usage; 3 invalid suite; 4 refused (limits);
+    5 nothing matched; 6 no cluster, or store not writable; 7 a component is missing; 8 a claim
+    failed in verify; 130 interrupted, everything finished is kept: the same command goes on.""",
+)
+
+_RUN, _SEE, _KNOW = "Run", "Results", "Look up"
+app.command("run", rich_help_panel=_RUN)(execute.run)
+app.command("plan", rich_help_panel=_RUN)(execute.plan)
+app.command("validate", rich_help_panel=_RUN)(execute.validate)
+app.command("bench", rich_help_panel=_RUN)(execute.bench)
+app.command("status", rich_help_panel=_SEE)(inspect.status)
+app.add_typer(inspect.runs, name="runs", rich_help_panel=_SEE)
+app.command("figures", rich_help_panel=_SEE)(inspect.figures)
+app.command("report", rich_help_panel=_SEE)(inspect.report)
+app.command("verify", rich_help_panel=_SEE)(inspect.verify)
+app.command("query", rich_help_panel=_SEE)(inspect.query)
+app.command("ls", rich_help_panel=_KNOW)(browse.ls)
+app.command("show", rich_help_panel=_KNOW)(browse.show_one)
+app.command("schema", rich_help_panel=_KNOW)(browse.schema)
+app.command("doctor", rich_help_panel=_KNOW)(browse.doctor)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"raybench {version('raybench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; every failure that is the user's ends in a message and its code."""
+    if not os.environ.get("RAYBENCH_WARNINGS"):
+        warnings.simplefilter("ignore")  # of libraries, to a user who did not write the code
+    try:
+        app()
+    except RaybenchError as error:
+        errors.print(str(error), style="red" if error.exit_code != 3 else None, markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print("interrupted; what has finished is kept, the same command goes on")
+        sys.exit(130)
+    except BrokenPipeError:
+        # `raybench ... | head` closed the pipe: not an error, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,151 @@
+"""What all verbs print with: tables or JSON on standard output, progress and errors beside it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from raybench.work import Progress
+
+_WIDE: Final = 160  # where there is no terminal, whose width would be taken for 80
+output = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
+errors = Console(
+    stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else _WIDE
+)
+
+_PLAIN_SECONDS: Final = 5.0  # between two lines of progress where there is no terminal
+
+
+def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str = "") -> None:
+    """Print rows as a table, or as JSON."""
+    if as_json:
+        print_json(rows)
+        return
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    for name in names:
+        numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=numeric)
+    for row in rows:
+        table.add_row(*(Text(cell(row.get(name))) for name in names))
+    output.print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, and nothing else."""
+    sys.stdout.write(json.dumps(value, default=str, indent=2, allow_nan=True) + "\n")
+
+
+def cell(value: Any) -> str:
+    """Return a table cell."""
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Return `42 s`, `3 m 20 s` or `6 h 40 m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} m"
+
+
+def size(num_bytes: float) -> str:
+    """Return a size in the unit that suits it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+class LiveLine:
+    """The progress of a suite: one live line on a terminal, plain lines elsewhere."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._phase = ""
+        self._total = 0
+        self._before = 0
+        self._counts: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._lanes: dict[str, int] = {}
+        self._began = time.monotonic()
+        self._printed = 0.0
+        self._live: Live | None = None
+
+    def begin(self, phase: str, total: int, to_do: int) -> None:
+        """Show that a phase begins."""
+        self.close()
+        self._phase, self._total, self._before = phase, total, total - to_do
+        self._counts, self._lanes = Counter(), {}
+        self._began = time.monotonic()
+        self._printed = self._began
+        what = "runs" if phase == "run" else f"{phase} runs"
+        errors.print(
+            f"{self._name}: {total:,} {what}, {self._before:,} finished before, {to_do:,} to do"
+        )
+        if to_do and errors.is_terminal:
+            self._live = Live(console=errors, refresh_per_second=4, transient=True)
+            self._live.start()
+            self._live.update(self._text())
+
+    def update(self, progress: Progress) -> None:
+        """Count what has been stored."""
+        self._counts.update(progress.statuses)
+        self._reasons.update(progress.reasons)
+        self._lanes[progress.batch_id] = progress.lanes
+        if progress.finished:
+            self._lanes.pop(progress.batch_id, None)
+        if self._live is not None:
+            self._live.update(self._text())
+        elif time.monotonic() - self._printed > _PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            errors.print(self._text())
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._counts:
+            errors.print(self._text())
+            self._counts = Counter()
+
+    def _text(self) -> Text:
+        new = sum(self._counts.values())
+        done, seconds = self._before + new, time.monotonic() - self._began
+        rate = new / seconds if seconds else 0.0
+        left = self._total - done
+        share = done / self._total if self._total else 1.0
+        bar = "━" * round(share * 20) + "─" * (20 - round(share * 20))
+        parts = [f"{done:,}/{self._total:,}", bar, f"{rate:.1f} runs/s"]
+        if left and rate:
+            parts.append(f"eta {duration(left / rate)}")
+        else:
+            parts.append(f"in {duration(seconds)}")
+        if diverged := self._counts["diverged"]:
+            parts.append(f"diverged {diverged:,}")
+        if failed := self._counts["failed"]:
+            parts.append(f"failed {failed:,}")
+        if self._lanes:
+            parts.append(f"{len(self._lanes)} batches x {max(self._lanes.values())} lanes")
+        text = Text("  ".join(parts))
+        for reason, count in self._reasons.most_common(3):
+            text.append(f"\n  {count} x {reason}", style="red")
+        return text

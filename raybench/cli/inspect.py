@@ -1,0 +1,390 @@
+"""Verbs that read results: status, runs, figures, report, verify, query."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raybench.cli.console import cell, errors, output, print_json, show
+from raybench.cli.suites import bundled
+from raybench.errors import NothingMatched, RaybenchError, UsageError
+
+if TYPE_CHECKING:
+    from raybench.analysis.figure import Rendered, Tables
+
+StoreArgument = Annotated[
+    Path, typer.Argument(metavar="[STORE]", envvar="RAYBENCH_STORE", help="Folder of the results.")
+]
+SuiteOption = Annotated[str | None, typer.Option("--suite", help="One suite of the store.")]
+ScaleOption = Annotated[str | None, typer.Option("--scale", help="Default: the one run last.")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Where = Annotated[
+    str | None,
+    typer.Option("--where", help="SQL condition on `runs`, such as \"status = 'failed'\"."),
+]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="At most this many rows.")]
+
+runs = typer.Typer(no_args_is_help=True, help="The runs of a store: ls, show, logs, retry.")
+
+
+def status(
+    store: StoreArgument = Path("results"),
+    watch: Annotated[bool, typer.Option("-w", "--watch", help="Again every 2 seconds.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show how far each suite of a store is, and why runs failed.
+
+    Example:  raybench status results -w
+    """
+    while True:
+        rows, causes = _status(store)
+        if as_json:
+            print_json({"suites": rows, "causes": causes})
+        else:
+            if watch:
+                output.clear()
+            show(rows, as_json=False)
+            for cause in causes:
+                output.print(
+                    f"{cause['count']:,} {cause['status']}: {cause['reason']}", markup=False
+                )
+        if not watch:
+            return
+        time.sleep(2)
+
+
+def _status(store: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    from raybench import store as results
+
+    rows = []
+    causes: Counter[tuple[str, str]] = Counter()
+    for suite in results.suites(store):
+        for scale in results.scales(store, suite):
+            frame = results.table(store, suite, scale=scale).drop_duplicates("run_id")
+            planned = results.plan(store, suite, scale)["run_id"].nunique()
+            counts = frame["status"].value_counts().to_dict()
+            rows.append(
+                {
+                    "suite": suite,
+                    "scale": scale,
+                    "runs": planned,
+                    **{name: int(counts.get(name, 0)) for name in _STATUSES},
+                    "to do": planned - len(frame) + int(counts.get("failed", 0)),
+                    "core seconds": float(frame["wall_s"].sum()),
+                }
+            )
+            failed = frame[frame["status"] == "failed"]
+            causes.update(("failed", str(reason)) for reason in failed["reason"])
+    listed = [
+        {"status": kind, "reason": reason, "count": count}
+        for (kind, reason), count in causes.most_common(10)
+    ]
+    return rows, listed
+
+
+_STATUSES = ("done", "diverged", "failed", "skipped")
+
+
+@runs.command("ls")
+def runs_ls(
+    store: StoreArgument = Path("results"),
+    suite: SuiteOption = None,
+    where: Where = None,
+    columns: Annotated[
+        str | None, typer.Option("--columns", help="Columns, separated by commas.")
+    ] = None,
+    limit: Limit = 50,
+    as_json: Json = False,
+) -> None:
+    """List runs, latest first.
+
+    Example:  raybench runs ls results --where "status = 'diverged'"
+    """
+    chosen = columns.split(",") if columns else list(_LISTED)
+    quoted = ", ".join('"' + name.strip().replace('"', '""') + '"' for name in chosen)
+    condition = " and ".join([*([f"({where})"] if where else []), *_only(suite)]) or "true"
+    rows = _sql(
+        store, f"select {quoted} from runs where {condition} order by started_at desc", limit
+    )
+    if not rows:
+        raise NothingMatched(f"no run in {store} matches")
+    show(rows, as_json=as_json)
+
+
+_LISTED = ("run_id", "suite", "status", "seed", "steps", "wall_s", "lanes", "reason")
+
+
+@runs.command("show")
+def runs_show(
+    run_id: Annotated[str, typer.Argument(help="A run id, or the beginning of one.")],
+    store: StoreArgument = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Show everything that is known of one run: config, summary, where it ran.
+
+    Example:  raybench runs show 4be91c
+    """
+    row = _one(store, run_id)
+    if as_json:
+        print_json(row)
+        return
+    for name, value in row.items():
+        if value is not None and name != "log" and value == value:
+            output.print(f"{name:32} {cell(value)}", markup=False)
+
+
+@runs.command("logs")
+def runs_logs(
+    run_id: Annotated[str, typer.Argument(help="A run id, or the beginning of one.")],
+    store: StoreArgument = Path("results"),
+) -> None:
+    """Show why a run failed, with the traceback; for any other run, how it ended.
+
+    Example:  raybench runs logs 4be91c
+    """
+    row = _one(store, run_id)
+    output.print(
+        f"{row['run_id']} {row['status']}: {row['reason'] or 'no remarks'}\n"
+        f"started {row['started_at']} on {row['host']} ({row['device']}), "
+        f"batch {row['batch_id']}, {row['lanes']} lanes",
+        markup=False,
+    )
+    if row["log"]:
+        output.print(str(row["log"]), markup=False)
+
+
+@runs.command("retry")
+def runs_retry(
+    run_ids: Annotated[list[str], typer.Argument(help="Run ids, or beginnings of them.")],
+    suite: Annotated[str, typer.Option("--suite", help="The suite's file, or a bundled name.")],
+    store: Annotated[Path, typer.Option("-o", "--store", envvar="RAYBENCH_STORE")] = Path(
+        "results"
+    ),
+    in_process: Annotated[bool, typer.Option("--in-process", help="Without Ray.")] = False,
+) -> None:
+    """Run given runs again, whatever became of them.
+
+    Example:  raybench runs retry 4be91c --suite quickstart
+    """
+    from raybench.cli.execute import retry
+
+    retry([str(_one(store, run_id)["run_id"]) for run_id in run_ids], store, suite, in_process)
+
+
+def _only(suite: str | None) -> list[str]:
+    return ["suite = '" + suite.replace("'", "''") + "'"] if suite else []
+
+
+def _one(store: Path, run_id: str) -> dict[str, Any]:
+    if not run_id.isalnum():
+        raise UsageError(f"{run_id!r} is not a run id: 16 hex digits, or the first few")
+    rows = _sql(store, f"select * from runs where starts_with(run_id, '{run_id}')", 2)
+    if not rows:
+        raise NothingMatched(f"no run in {store} has an id that begins with {run_id}")
+    if len({row["run_id"] for row in rows}) > 1:
+        raise NothingMatched(f"several runs have an id that begins with {run_id}; give more of it")
+    return rows[0]
+
+
+def query(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the results.")],
+    sql: Annotated[str, typer.Argument(help="DuckDB SQL over runs, metrics and arrays.")],
+    limit: Limit = 1000,
+    as_json: Json = False,
+) -> None:
+    """Ask the tables anything, in SQL. `raybench schema runs` lists the columns.
+
+    Example:  raybench query results 'select "config.model.width", avg("summary.test.error")
+    from runs group by 1 order by 1'
+    """
+    rows = _sql(store, sql, limit)
+    if as_json:
+        print_json(rows)
+    elif rows:
+        show(rows, as_json=False)
+    else:
+        errors.print("no rows")
+
+
+def _sql(store: Path, sql: str, limit: int) -> list[dict[str, Any]]:
+    import duckdb
+
+    from raybench.store import connect
+
+    with connect(store) as connection:
+        try:
+            found = connection.execute(sql)
+            names = [column[0] for column in found.description]
+            rows = found.fetchmany(limit + 1)
+        except duckdb.Error as error:
+            raise UsageError(str(error)) from error
+    if len(rows) > limit:
+        errors.print(f"the first {limit:,} rows; --limit shows more")
+    return [dict(zip(names, row, strict=True)) for row in rows[:limit]]
+
+
+def figures(
+    target: Annotated[
+        str, typer.Argument(metavar="[STORE|SUITE]", help="A store, or a suite in ./results.")
+    ] = "results",
+    suite: SuiteOption = None,
+    scale: ScaleOption = None,
+    as_json: Json = False,
+) -> None:
+    """Draw the figures of a store's suites: PNG, SVG, and the data behind each as CSV.
+
+    Example:  raybench figures results
+    """
+    rows = []
+    for store, name in _targets(target, suite):
+        rows += [
+            {
+                "suite": name,
+                "figure": drawn.name,
+                "file": str(drawn.png) if drawn.png else f"not drawn: {drawn.missing}",
+            }
+            for drawn in _render(store, name, scale)
+        ]
+    show(rows, as_json=as_json)
+
+
+def verify(
+    store: StoreArgument = Path("results"),
+    suite: SuiteOption = None,
+    scale: ScaleOption = None,
+    as_json: Json = False,
+) -> None:
+    """Check the claims of each suite against the tables: PASS, FAIL or NOT RUN.
+
+    Exits with 8 if a claim fails.
+
+    Example:  raybench verify results
+    """
+    from raybench.analysis import figures_for
+    from raybench.analysis.figure import evaluate
+
+    rows = []
+    for folder, name in _targets(str(store), suite):
+        tables = _tables(folder, name, scale)
+        for figure in figures_for(name).values():
+            rows += [
+                {
+                    "verdict": checked.verdict.status,
+                    "suite": name,
+                    "claim": checked.claim.text,
+                    "measured": checked.verdict.measured,
+                    "threshold": checked.verdict.threshold,
+                    "source": checked.claim.source,
+                }
+                for checked in evaluate(figure, tables).verdicts
+            ]
+    if as_json:
+        print_json(rows)
+    else:
+        for row in rows:
+            colour = {"PASS": "green", "FAIL": "red"}.get(str(row["verdict"]), "yellow")
+            output.print(str(row["verdict"]), style=colour, end="  ")
+            output.print(f"{row['suite']}: {row['claim']}", markup=False)
+            output.print(
+                f"      measured {cell(row['measured'])}; needs {row['threshold']}; "
+                f"from {row['source']}",
+                markup=False,
+            )
+    if not rows:
+        raise NothingMatched(f"the suites in {store} make no claims")
+    if any(row["verdict"] == "FAIL" for row in rows):
+        raise typer.Exit(8)
+
+
+def report(
+    store: StoreArgument = Path("results"),
+    suite: SuiteOption = None,
+    scale: ScaleOption = None,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page for each suite: figures, claims, failures, environment.
+
+    Example:  raybench report results
+    """
+    rows = []
+    for folder, name in _targets(str(store), suite):
+        path, drawn = _write_report(folder, name, scale)
+        rows += [{"suite": name, "what": d.name, "file": str(d.png)} for d in drawn if d.png]
+        rows.append({"suite": name, "what": "report", "file": str(path)})
+    show(rows, as_json=as_json)
+
+
+def _targets(target: str, suite: str | None) -> Iterator[tuple[Path, str]]:
+    """Yield the store and the name of each suite that is meant."""
+    from raybench import store as results
+
+    path = Path(target)
+    if not path.exists() and (target in bundled() or target.endswith((".yaml", ".yml"))):
+        path, suite = Path("results"), Path(target).stem
+    elif path.is_file():
+        path, suite = Path("results"), path.stem
+    if suite is not None:
+        yield path, suite
+        return
+    for name in results.suites(path):
+        yield path, name
+
+
+def _tables(store: Path, suite: str, scale: str | None) -> Tables:
+    from raybench.analysis.figure import Tables
+    from raybench.store import table
+
+    return Tables(table(store, suite, scale=scale), table(store, suite, "metrics", scale))
+
+
+def _render(store: Path, suite: str, scale: str | None) -> Sequence[Rendered]:
+    from raybench.analysis import figures_for
+    from raybench.analysis.figure import render
+    from raybench.store import scales
+
+    chosen = scale or scales(store, suite)[0]
+    folder = store / suite / "figures" / chosen
+    return render(figures_for(suite), _tables(store, suite, scale), folder)
+
+
+def _write_report(store: Path, suite: str, scale: str | None) -> tuple[Path, Sequence[Rendered]]:
+    from raybench import page
+    from raybench.store import scales
+
+    chosen = scale or scales(store, suite)[0]
+    tables = _tables(store, suite, chosen)
+    drawn = _render(store, suite, chosen)
+    text, document = _resolved(store / suite / "suite.yaml")
+    environment = document.get("environment", {})
+    at = f" --scale {document['scale']}" if document.get("scale") else ""
+    data = page.ReportData(
+        title=suite,
+        description=str(document.get("description", "")),
+        paper=str(document.get("paper", "")),
+        scale=chosen,
+        protocol=page.protocol(tables.runs),
+        counts=page.counts(tables.runs),
+        figures=drawn,
+        failures=page.failures(tables.runs),
+        suite_yaml=text,
+        environment=[(str(key), str(value)) for key, value in environment.items()],
+        commands=[f"raybench run {suite}{at}", f"raybench verify {store}"],
+        generated=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    )
+    return page.write_report(store / suite / f"report-{chosen}.html", data), drawn
+
+
+def _resolved(path: Path) -> tuple[str, dict[str, Any]]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    text = path.read_text(encoding="utf-8")
+    try:
+        return text, YAML(typ="safe", pure=True).load(text) or {}
+    except YAMLError as error:
+        raise RaybenchError(f"{path} is damaged: {error}; run the suite again") from error

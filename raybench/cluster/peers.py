@@ -1,0 +1,49 @@
+"""What raybench is measured against: Ray Tune as its tutorials use it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from raybench.lanes import Lanes
+from raybench.plan import decode
+from raybench.procedures.base import DTYPES
+from raybench.record import Recorder
+
+
+def naive_tune(batch: str) -> float:
+    """Return the seconds that Ray Tune takes for the runs of an encoded batch, one trial each.
+
+    A function trainable, `grid_search` over the runs, default settings: what a user writes first.
+    A cluster must be connected.
+    """
+    count = len(json.loads(batch)["runs"])
+    folder = Path(tempfile.mkdtemp(prefix="raybench-naive-"))
+
+    def train_one(config: dict[str, Any]) -> None:
+        planned = decode(config["batch"]).runs[config["index"]]
+        procedure = planned.run.procedure
+        lanes = Lanes(1, dtype=DTYPES[procedure.dtype])
+        recorder = Recorder(lanes)
+        procedure.execute(lanes, [planned.run], recorder)
+        tune.report({"loss": recorder.accounts()[0].metrics[-1].value})
+
+    began = time.perf_counter()
+    try:
+        tuner = tune.Tuner(
+            tune.with_resources(train_one, {"cpu": 1}),
+            param_space={"batch": batch, "index": tune.grid_search(list(range(count)))},
+            run_config=tune.RunConfig(storage_path=str(folder), name="naive", verbose=0),
+        )
+        results = tuner.fit()
+        if results.num_errors:
+            raise RuntimeError(f"{results.num_errors} trials of naive Ray Tune failed")
+        return time.perf_counter() - began
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

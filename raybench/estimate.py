@@ -1,0 +1,149 @@
+"""What a suite will cost: from runs that are finished, and from a few measured steps."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from raybench import sizing
+from raybench.lanes import Clock
+from raybench.plan import Batch, batches
+from raybench.suite import Planned, Resources
+from raybench.work import device_for
+
+_PROBE_SECONDS: Final = 20.0  # measuring more shapes than fit in this is left out
+_PROBE_LANES: Final = 16
+_BYTES_PER_RUN: Final = 900.0  # of a row of `runs` in a part of 100, zstd (measured)
+_BYTES_PER_NUMBER: Final = 6.0  # of a row of `metrics`
+_NUMBERS_PER_RECORDING: Final = 4
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is expected of the runs that are still to do.
+
+    Attributes:
+        seconds: of one core or GPU, all runs together.
+        wall_seconds: on the slots at hand.
+        gpu_hours: GPU time that is held.
+        disk_bytes: of the new rows.
+        measured: batch keys whose time is known from finished runs or measured steps.
+        keys: batch keys in all; the time of the others is that of their nearest neighbours.
+        lanes: how the runs of a batch were fused when they were measured.
+    """
+
+    seconds: float
+    wall_seconds: float
+    gpu_hours: float
+    disk_bytes: float
+    measured: int
+    keys: int
+    lanes: int
+
+
+def estimate(
+    todo: Sequence[Planned],
+    *,
+    finished_seconds: Mapping[str, float],
+    resources: Resources,
+    slots: int,
+    extra_runs: int = 0,
+) -> Estimate:
+    """Return what the runs in `todo` will cost.
+
+    Args:
+        todo: the runs.
+        finished_seconds: mean seconds of finished runs by batch key: these need no measuring.
+        resources: what a batch takes.
+        slots: batches that run at the same time.
+        extra_runs: runs that will follow but are not known yet (confirmations).
+    """
+    if not todo and not extra_runs:
+        return Estimate(0, 0, 0, 0, 0, 0, 0)
+    groups: dict[str, list[Planned]] = defaultdict(list)
+    for planned in todo:
+        groups[planned.run.batch_key].append(planned)
+    known = {key: finished_seconds[key] for key in groups if key in finished_seconds}
+    largest = {
+        batch.runs[0].run.batch_key: len(batch.runs)
+        for batch in batches(todo, suite="", scale="", resources=resources, slots=slots)
+    }
+    lanes, recordings = _measure(groups, known, resources, largest)
+    per_key = _filled(list(groups), known)
+    seconds = sum(per_key[key] * len(members) for key, members in groups.items())
+    runs = len(todo) + extra_runs
+    if todo:
+        seconds *= runs / len(todo)
+    each = _BYTES_PER_RUN + _BYTES_PER_NUMBER * _NUMBERS_PER_RECORDING * recordings
+    return Estimate(
+        seconds=seconds,
+        wall_seconds=seconds / max(1, min(slots, runs)),
+        gpu_hours=seconds * resources.gpu / 3600,
+        disk_bytes=runs * each,
+        measured=len(known),
+        keys=len(groups),
+        lanes=lanes,
+    )
+
+
+def _measure(
+    groups: Mapping[str, Sequence[Planned]],
+    known: dict[str, float],
+    resources: Resources,
+    largest: Mapping[str, int],
+) -> tuple[int, int]:
+    """Add measured seconds per run to `known`; return the lanes used and the recordings of a run.
+
+    Keys are taken from both ends inward, so that the smallest and the largest are among them.
+    """
+    began = time.monotonic()
+    lanes, recordings = 1, 1
+    for key in _spread([key for key in groups if key not in known]):
+        members = groups[key]
+        asked = resources.lanes if isinstance(resources.lanes, int) else _PROBE_LANES
+        width = min(largest[key], asked)
+        clock = _clock(members[:width], resources)
+        if clock is not None:
+            known[key] = clock.seconds() / width
+            lanes, recordings = max(lanes, width), max(recordings, clock.recordings)
+        if time.monotonic() - began > _PROBE_SECONDS:
+            break
+    return lanes, recordings
+
+
+def _clock(group: Sequence[Planned], resources: Resources) -> Clock | None:
+    device = device_for(Batch("", "", "", tuple(group), resources))
+    try:
+        return sizing.timed(group, device)
+    except Exception:  # noqa: BLE001  (running it will say why it fails; a plan only estimates)
+        return None
+
+
+def _spread(keys: Sequence[str]) -> list[str]:
+    """Return the keys with the first and the last one first, then halfway points."""
+    order: list[int] = []
+    spans = [(0, len(keys) - 1)]
+    if keys:
+        order += [0, len(keys) - 1]
+    while spans:
+        low, high = spans.pop(0)
+        middle = (low + high) // 2
+        if high - low > 1:
+            order.append(middle)
+            spans += [(low, middle), (middle, high)]
+    return [keys[index] for index in dict.fromkeys(order)]
+
+
+def _filled(keys: Sequence[str], known: Mapping[str, float]) -> dict[str, float]:
+    """Return seconds for every key: its own, or the mean of the nearest known on both sides."""
+    places = [index for index, key in enumerate(keys) if key in known]
+    filled = {}
+    for index, key in enumerate(keys):
+        below = max((p for p in places if p <= index), default=None)
+        above = min((p for p in places if p >= index), default=None)
+        near = [known[keys[p]] for p in (below, above) if p is not None]
+        filled[key] = sum(near) / len(near) if near else 0.0
+    return filled
