@@ -72,7 +72,7 @@ def width_sweep(power=-1.0, optimizers=("adam", "sgd"), widths=(16, 64, 256)):
                             "config.optimizer.name": optimizer,
                             "config.optimizer.lr": 2.0**exponent,
                             "config.model.width": width,
-                            "summary.train.loss": loss,
+                            "summary.test.loss": loss,
                         }
                     )
     return with_ids(rows)

@@ -158,12 +158,12 @@ def _width_of_count(means: pd.DataFrame) -> float | None:
 def _say(axes: Axes, x: float, words: str) -> None:
     axes.annotate(
         words,
-        (x, 1.0),
+        (x, 0.03),
         xycoords=("data", "axes fraction"),
         xytext=(2, 0),
         fontsize=6.5,
         textcoords="offset points",
-        va="top",
+        va="bottom",
         color=style.FAINT,
         rotation=90,
         ha="left",

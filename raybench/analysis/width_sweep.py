@@ -35,8 +35,10 @@ FACTOR = 4.0
 MAX_SLOPE = -0.2
 """Log-log slope that counts as a fall: a factor of two while the width grows 32-fold."""
 OPTIMIZER = "adam"
-LOSSES = ("summary.train.loss", "summary.valid.loss", "summary.test.loss")
-"""What is minimized: train loss, as in Yang et al. 2022, fig. 1, if it was recorded."""
+LOSSES = ("summary.test.loss", "summary.valid.loss", "summary.train.loss")
+"""What is minimized, the first that was recorded. Yang et al. 2022, fig. 1 has the train loss of
+one epoch over a large set, where no row is seen twice. A small set is seen many times: its train
+loss falls to about 0 at many learning rates, and loss on fresh rows is what compares."""
 SOURCE = "Yang et al. 2022 (arXiv:2203.03466), fig. 1; Yang and Hu 2021 (arXiv:2011.14522)"
 
 
@@ -228,7 +230,8 @@ def check_fall(frame: pd.DataFrame) -> Verdict:
         f"{widest['fall']:.3g} [{widest['fall_low']:.3g}, {widest['fall_high']:.3g}] times below, "
         f"at width {widest['width']:g}"
     )
-    return Verdict(measured, f"at least {FACTOR:g} times", bool(widest["fall"] >= FACTOR))
+    threshold = f"interval at or above {FACTOR:g} times"
+    return Verdict(measured, threshold, bool(widest["fall_low"] >= FACTOR))
 
 
 def check_slope(frame: pd.DataFrame) -> Verdict:
@@ -242,7 +245,7 @@ CLAIMS = (
     Claim(
         "the best learning rate falls",
         f"With {OPTIMIZER} in the standard parametrization the best learning rate of the widest "
-        f"network is at least {FACTOR:g} times below that of width {NARROW}.",
+        f"network is at least {FACTOR:g} times below that of width {NARROW}, with its interval.",
         SOURCE,
         check_fall,
     ),

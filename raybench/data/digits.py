@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from raybench.data.base import Data, Pool
 from raybench.rng import Seed
 
+
 class Digits(Data):
     """1,797 handwritten digits of 8 x 8 pixels in 10 classes; needs no download.
 

@@ -57,12 +57,17 @@ class Feed:
         full = self.num_train // self._batch
         ragged = self.num_train % self._batch > 0 and not drop_last
         self.steps_per_epoch = full + ragged
-        self._orders = [stream(seed, "order/epochs") for seed in seeds]
+        self._seeds = list(seeds)
         self._noise = lanes.stack([key(seed, "noise/augment") for seed in seeds])
         self._augmentations = tuple(augmentations)
-        self._epoch = -1
-        self._order = torch.empty(0)
         self._whole: tuple[Tensor, Tensor] | None = None
+        self._order = torch.empty(0)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again with the first batch of the first epoch, in the same order as before."""
+        self._epoch = -1
+        self._orders = [stream(seed, "order/epochs") for seed in self._seeds]
 
     def has(self, split: str) -> bool:
         """Return whether a split has rows."""

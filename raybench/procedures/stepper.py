@@ -38,21 +38,21 @@ class Stepper:
     def init(self, params: Params) -> Any:
         """Return the state before the first step."""
         if self._foreign:
-            return self._lanes.each(lambda k, own: self._own[k].init(own), params)
+            # Foreign optimizers write in place: they get weights of their own.
+            own = {name: weight.clone() for name, weight in params.items()}
+            return own, self._lanes.each(lambda k, lane: self._own[k].init(lane), own)
         if self._flat:
             flat = {_ALL: self._join(params)}
-            return flat, self._init(self._rule, flat)
+            return params, flat, self._init(self._rule, flat)
         return self._init(self._rule, params)
 
     def update(
         self, grads: Params, state: Any, params: Params, factor: float
     ) -> tuple[Params, Any]:
-        """Return parameters and state after a step at `factor` times the learning rate.
-
-        Weights must be those that the last `update` returned, or that `init` was given.
-        """
+        """Return parameters and state after a step at `factor` times the learning rate."""
         if self._foreign:
-            return self._each(grads, state, params, factor), state
+            self._each(grads, state, params, factor)
+            return state[0], state
 
         def one(rule: Optimizer, grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
             return rule.update(grads, state, params, rule.lr * factor)
@@ -60,17 +60,24 @@ class Stepper:
         step = self._lanes.map(one)
         if not self._flat:
             return step(self._rule, grads, state, params)
-        flat, inner = state
+        last, flat, inner = state
+        if params is not last:  # changed since the last step, by a mask for instance
+            flat = {_ALL: self._join(params)}
         flat, inner = step(self._rule, {_ALL: self._join(grads)}, inner, flat)
-        return self._split(flat[_ALL], params), (flat, inner)
+        moved = self._split(flat[_ALL], params)
+        return moved, (moved, flat, inner)
 
-    def _each(self, grads: Params, state: Any, params: Params, factor: float) -> Params:
+    def _each(self, grads: Params, state: Any, params: Params, factor: float) -> None:
+        own, objects = state
+        if params is not own:  # changed since the last step, by a mask for instance
+            for name, weight in params.items():
+                own[name].copy_(weight)
+
         def step(k: int, own_grads: Params, own_params: Params) -> None:
             rule = self._own[k]
-            rule.update(own_grads, state[k], own_params, rule.lr * factor)
+            rule.update(own_grads, objects[k], own_params, rule.lr * factor)
 
-        self._lanes.each(step, grads, params)
-        return params
+        self._lanes.each(step, grads, own)
 
     def _join(self, tensors: Params) -> Tensor:
         start = 1 if self._lanes.lifted else 0

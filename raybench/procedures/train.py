@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from raybench.data import DATA, Data
-from raybench.lanes import Lanes
+from raybench.lanes import Lanes, Params
 from raybench.models import MODELS, Model
 from raybench.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
 from raybench.optim.schedules import Constant
@@ -58,40 +58,94 @@ class Train(Procedure):
 
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Train the runs side by side."""
+        course = Course(lanes, runs)
+        lanes.clock.expect(course.total, len(course.due))
+        course.fit(course.network.params, course.network.buffers, recorder)
+
+
+class Course:
+    """The parts of `Train` put together for K runs; a procedure may go through it several times.
+
+    Args:
+        lanes: the runs' lanes.
+        runs: their procedures have the fields of `Train`.
+
+    Attributes:
+        network: with the initial weights and buffers.
+        feed: with the runs' rows.
+        total: steps of one fit.
+        due: steps at which it records.
+    """
+
+    def __init__(self, lanes: Lanes, runs: Sequence[Run[Any]]) -> None:
+        self._spec: Train = runs[0].procedure
+        self._optimizers = [run.procedure.optimizer for run in runs]
+        self._lanes = lanes
         seeds = [run.seed for run in runs]
-        feed = Feed(
+        self.feed = Feed(
             lanes,
             [run.procedure.data.draw(run.seed) for run in runs],
             seeds,
-            batch_size=self.batch_size,
-            drop_last=self.drop_last,
-            augmentations=self.data.augment,
+            batch_size=self._spec.batch_size,
+            drop_last=self._spec.drop_last,
+            augmentations=self._spec.data.augment,
         )
-        network = Network(lanes, self.model, seeds, feed.task, self.loss)
-        recorder.fact("num_params", network.num_params)
-        optimizer = Stepper(lanes, [run.procedure.optimizer for run in runs])
-        params, buffers = network.params, network.buffers
+        self.network = Network(lanes, self._spec.model, seeds, self.feed.task, self._spec.loss)
+        self.total = self._spec.steps.resolve(self.feed.steps_per_epoch)
+        self.due = set(self._spec.record.at.steps(self.total, self.feed.steps_per_epoch))
+
+    def fit(
+        self,
+        params: Params,
+        buffers: Params,
+        recorder: Recorder,
+        *,
+        masks: Params | None = None,
+        offset: int = 0,
+    ) -> tuple[Params, Params]:
+        """Train from given weights and return the trained ones, with the buffers.
+
+        Each fit begins with a fresh optimizer and the same order of the rows.
+
+        Args:
+            params: where training starts.
+            buffers: likewise.
+            recorder: takes what is measured.
+            masks: zeros for weights that are kept at 0, ones for the others; None for no masks.
+            offset: added to the steps that are recorded, for procedures of several fits.
+        """
+        recorder.fact("num_params", self.network.num_params)
+        epoch, record = self.feed.steps_per_epoch, self._spec.record
+        optimizer = Stepper(self._lanes, self._optimizers)
+        self.feed.restart()
+        params = masked(params, masks)
         state = optimizer.init(params)
-        total, epoch = self.steps.resolve(feed.steps_per_epoch), feed.steps_per_epoch
-        due = set(self.record.at.steps(total, epoch))
-        lanes.clock.expect(total, len(due))
-        for step in range(total + 1):
-            if step in due:
+        for step in range(self.total + 1):
+            if step in self.due:
                 record_all(
                     recorder,
-                    network,
-                    feed,
+                    self.network,
+                    self.feed,
                     (params, buffers),
-                    step=step,
-                    splits=self.record.on,
-                    probes=self.record.probes,
+                    step=offset + step,
+                    splits=record.on,
+                    probes=record.probes,
                 )
                 if recorder.all_diverged():
                     break
-            if step == total:
+            if step == self.total:
                 break
-            x, y = feed.batch(step)
-            grads, loss, buffers = network.step_gradient(params, buffers, x, y)
-            factor = self.schedule.factor(step, total, epoch)
-            params, state = optimizer.update(grads, state, params, factor)
-            recorder.watch(step, loss)
+            x, y = self.feed.batch(step)
+            grads, loss, buffers = self.network.step_gradient(params, buffers, x, y)
+            factor = self._spec.schedule.factor(step, self.total, epoch)
+            params, state = optimizer.update(masked(grads, masks), state, params, factor)
+            params = masked(params, masks)
+            recorder.watch(offset + step, loss)
+        return params, buffers
+
+
+def masked(values: Params, masks: Params | None) -> Params:
+    """Return values with those under a zero of their mask set to 0."""
+    if masks is None:
+        return values
+    return {name: value * masks[name] if name in masks else value for name, value in values.items()}
