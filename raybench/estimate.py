@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,10 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from raybench import sizing
-from raybench.lanes import Clock
 from raybench.plan import Batch, batches
 from raybench.suite import Planned, Resources
-from raybench.work import device_for
+from raybench.work import device_for, reason
 
 _PROBE_SECONDS: Final = 20.0  # measuring more shapes than fit in this is left out
 _PROBE_LANES: Final = 16
@@ -33,6 +33,7 @@ class Estimate:
         measured: batch keys whose time is known from finished runs or measured steps.
         keys: batch keys in all; the time of the others is that of their nearest neighbours.
         lanes: how the runs of a batch were fused when they were measured.
+        problem: why some runs could not be measured; times are nan if none could.
     """
 
     seconds: float
@@ -42,6 +43,7 @@ class Estimate:
     measured: int
     keys: int
     lanes: int
+    problem: str = ""
 
 
 def estimate(
@@ -71,7 +73,7 @@ def estimate(
         batch.runs[0].run.batch_key: len(batch.runs)
         for batch in batches(todo, suite="", scale="", resources=resources, slots=slots)
     }
-    lanes, recordings = _measure(groups, known, resources, largest)
+    lanes, recordings, problem = _measure(groups, known, resources, largest)
     per_key = _filled(list(groups), known)
     seconds = sum(per_key[key] * len(members) for key, members in groups.items())
     runs = len(todo) + extra_runs
@@ -86,6 +88,7 @@ def estimate(
         measured=len(known),
         keys=len(groups),
         lanes=lanes,
+        problem=problem,
     )
 
 
@@ -94,32 +97,28 @@ def _measure(
     known: dict[str, float],
     resources: Resources,
     largest: Mapping[str, int],
-) -> tuple[int, int]:
-    """Add measured seconds per run to `known`; return the lanes used and the recordings of a run.
+) -> tuple[int, int, str]:
+    """Add measured seconds per run to `known`; return lanes, recordings of a run, and a problem.
 
     Keys are taken from both ends inward, so that the smallest and the largest are among them.
     """
     began = time.monotonic()
-    lanes, recordings = 1, 1
+    lanes, recordings, problem = 1, 1, ""
     for key in _spread([key for key in groups if key not in known]):
         members = groups[key]
         asked = resources.lanes if isinstance(resources.lanes, int) else _PROBE_LANES
         width = min(largest[key], asked)
-        clock = _clock(members[:width], resources)
-        if clock is not None:
+        device = device_for(Batch("", "", "", tuple(members[:width]), resources))
+        try:
+            clock = sizing.timed(members[:width], device)
+        except Exception as error:  # noqa: BLE001  (running it will say more; this only estimates)
+            problem = problem or reason(error)
+        else:
             known[key] = clock.seconds() / width
             lanes, recordings = max(lanes, width), max(recordings, clock.recordings)
         if time.monotonic() - began > _PROBE_SECONDS:
             break
-    return lanes, recordings
-
-
-def _clock(group: Sequence[Planned], resources: Resources) -> Clock | None:
-    device = device_for(Batch("", "", "", tuple(group), resources))
-    try:
-        return sizing.timed(group, device)
-    except Exception:  # noqa: BLE001  (running it will say why it fails; a plan only estimates)
-        return None
+    return lanes, recordings, problem
 
 
 def _spread(keys: Sequence[str]) -> list[str]:
@@ -145,5 +144,5 @@ def _filled(keys: Sequence[str], known: Mapping[str, float]) -> dict[str, float]
         below = max((p for p in places if p <= index), default=None)
         above = min((p for p in places if p >= index), default=None)
         near = [known[keys[p]] for p in (below, above) if p is not None]
-        filled[key] = sum(near) / len(near) if near else 0.0
+        filled[key] = sum(near) / len(near) if near else math.nan
     return filled

@@ -9,24 +9,26 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from raybench import work
 from raybench.errors import Problem
-from raybench.lanes import Lanes
 from raybench.models.adapter import adapt as adapt_module
 from raybench.optim import OPTIMIZERS
 from raybench.optim.adapter import adapt as adapt_optimizer
+from raybench.plan import Batch
 from raybench.procedures import PROCEDURES
 from raybench.procedures.base import DTYPES
 from raybench.procedures.feed import Feed
 from raybench.procedures.train import Train
-from raybench.record import Account, Recorder
+from raybench.record import Account
 from raybench.rng import Seed, stream
-from raybench.spec import Run
+from raybench.spec import Run, hyper_fields
+from raybench.suite import Planned, Resources
 from raybench.tables import build
 
 torch.set_num_threads(1)
@@ -56,7 +58,7 @@ TRAIN: dict[str, Any] = {
 # What is trained: data, model and what else is special about it.
 SUBJECTS: dict[str, dict[str, Any]] = {
     "mlp on digits": {},
-    "mlp on teacher_student": {"data": TEACHER},
+    "mlp on teacher_student": {"data": TEACHER, "optimizer": {"name": "momentum", "lr": 0.005}},
     "deep tanh mlp": {"model": {"name": "mlp", "width": 5, "depth": 2, "activation": "tanh"}},
     "gelu mlp": {"model": {"name": "mlp", "width": 9, "activation": "gelu"}},
     "mlp with dropout": {"model": {**MLP, "dropout": 0.3}},
@@ -67,7 +69,11 @@ SUBJECTS: dict[str, dict[str, Any]] = {
     },
     "cnn without batch norm": {"data": IMAGES, "model": {**CNN, "batch_norm": False}},
     "random features": {"model": {"name": "random_features", "width": 20}},
-    "random features on teacher_student": {"data": TEACHER, "model": "random_features"},
+    "random features on teacher_student": {
+        "data": TEACHER,
+        "model": "random_features",
+        "optimizer": {"name": "momentum", "lr": 0.002},
+    },
     "linear, mse, full batch": {"model": "linear", "loss": "mse", "batch_size": None},
     "schedule": {"schedule": {"name": "cosine", "warmup": "3it"}, "drop_last": True},
 }
@@ -93,9 +99,9 @@ def arms(base: Train, count: int) -> list[Run[Train]]:
     for k in range(count):
         hypers: dict[str, float] = {"lr": base.optimizer.lr * (1 + k / 7)}
         for field, near in SHARES.items():
-            if field in type(base.optimizer).model_fields:
+            if field in hyper_fields(type(base.optimizer)):
                 hypers[field] = near - 0.01 * (k % 3)
-        if "weight_decay" in type(base.optimizer).model_fields:
+        if "weight_decay" in hyper_fields(type(base.optimizer)):
             hypers["weight_decay"] = 0.01 * (k % 3)
         optimizer = base.optimizer.replace(**hypers)
         data = base.data.replace(label_noise=0.1 * (k % 4))
@@ -107,11 +113,10 @@ def arms(base: Train, count: int) -> list[Run[Train]]:
 
 def execute(runs: Sequence[Run[Train]]) -> list[Account]:
     """The runs as one group."""
-    procedure = runs[0].procedure
-    lanes = Lanes(len(runs), dtype=DTYPES[procedure.dtype])
-    recorder = Recorder(lanes)
-    procedure.execute(lanes, runs, recorder)
-    return recorder.accounts()
+    batch = Batch("test", "test", "", tuple(Planned(run, {}) for run in runs), Resources())
+    accounts = work._execute(batch, batch.runs)
+    assert all(isinstance(account, Account) for account in accounts)
+    return cast("list[Account]", accounts)
 
 
 def grouped(runs: Sequence[Run[Train]], sizes: Sequence[int]) -> dict[str, Account]:
@@ -165,6 +170,17 @@ def test_packing_changes_no_bit_with_any_optimizer(optimizer: str) -> None:
 @pytest.mark.parametrize("optimizer", sorted(FOREIGN))
 def test_packing_changes_no_bit_with_a_foreign_optimizer(optimizer: str) -> None:
     check_packing(spec().replace(optimizer=FOREIGN[optimizer](lr=0.01)))
+
+
+def test_numbers_of_a_foreign_optimizer_may_differ_within_a_batch() -> None:
+    expected = {
+        "Adam": {"lr", "eps", "weight_decay"},
+        "SGD": {"lr", "momentum", "dampening", "weight_decay"},
+        "Adagrad": {"lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps"},
+    }
+    assert {name: set(hyper_fields(cls)) for name, cls in FOREIGN.items()} == expected
+    for cls in FOREIGN.values():
+        assert getattr(cls(weight_decay=5e-4), "weight_decay") == 5e-4  # noqa: B009
 
 
 class Net(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -43,7 +44,16 @@ def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str = "") -
 
 def print_json(value: Any) -> None:
     """Print a value as JSON, and nothing else."""
-    sys.stdout.write(json.dumps(value, default=str, indent=2, allow_nan=True) + "\n")
+    sys.stdout.write(json.dumps(_strict(value), default=str, indent=2, allow_nan=False) + "\n")
+
+
+def _strict(value: Any) -> Any:
+    # Strict JSON has no nan and no infinity, and many readers refuse them.
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    return [_strict(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def cell(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -256,6 +257,11 @@ def _print_plan(
         output.print(f"{count:,} skipped: {reason}")
     if made.num_confirmations:
         output.print(f"then {made.num_confirmations:,} confirmation runs, chosen by the search")
+    if cost.problem:
+        output.print(f"some runs could not be measured: {cost.problem}", markup=False)
+    if math.isnan(cost.seconds):
+        output.print(f"time unknown; at least {size(cost.disk_bytes)} of results")
+        return
     output.print(
         f"about {duration(cost.wall_seconds)} on {os.cpu_count()} cores here "
         f"({duration(cost.seconds)} of one core, {cost.gpu_hours:.3g} GPU-h), "
@@ -285,6 +291,10 @@ def _check_limits(made: Suite, cost: Estimate) -> None:
         ("gpu_hours", limits.gpu_hours, cost.gpu_hours),
         ("disk_gb", limits.disk_gb, cost.disk_bytes / 1e9),
     ):
+        if most is not None and math.isnan(expected):
+            raise RefusedError(
+                f"{made.name} has limits.{name} and its time cannot be estimated: {cost.problem}"
+            )
         if most is not None and expected > most:
             raise RefusedError(
                 f"{made.name} is estimated at {expected:.3g} {name} and limits.{name} is {most:g}; "
