@@ -174,7 +174,8 @@ class Lanes:
             self.clock.tick(self.device)
             leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
             value, aux = lifted_loss(leaves, *args)
-            grads = torch.autograd.grad(value.sum(), list(leaves.values()), materialize_grads=True)
+            total = value.sum() if self.lifted else value
+            grads = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
             return dict(zip(leaves, grads, strict=True)), value.detach(), _detach(aux)
 
         return gradient

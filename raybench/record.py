@@ -79,15 +79,16 @@ class Account:
     facts: dict[str, int | float | str] = field(default_factory=dict)
 
 
+_WATCHED = 512  # losses that are looked at together; each look waits for the device
+
+
 class Recorder:
     """Collects what a group of K runs measures."""
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
-        self._never = torch.iinfo(torch.int64).max
-        self._diverged = torch.full(
-            (lanes.size,), self._never, dtype=torch.int64, device=lanes.device
-        )
+        self._diverged: list[int | None] = [None] * lanes.size
+        self._losses: list[tuple[int, Tensor]] = []
         self._metrics: list[tuple[int, float, str, str, Tensor]] = []
         self._arrays: list[tuple[int, str, Tensor]] = []
         self._facts: list[dict[str, int | float | str]] = [{} for _ in range(lanes.size)]
@@ -95,14 +96,26 @@ class Recorder:
 
     def watch(self, step: int, loss: Tensor) -> None:
         """Note the lanes whose loss at `step` is not finite: they have diverged."""
-        bad = ~self._lanes.columns(loss).isfinite()
-        now = torch.where(bad, step, self._never)
-        self._diverged = torch.minimum(self._diverged, now)
+        self._losses.append((step, loss.detach()))
         self._steps = max(self._steps, step)
+        if len(self._losses) >= _WATCHED:
+            self._look()
 
     def all_diverged(self) -> bool:
         """Return whether no lane is left to train (waits for the device)."""
-        return bool((self._diverged != self._never).all())
+        self._look()
+        return None not in self._diverged
+
+    def _look(self) -> None:
+        """Find the first step of each lane whose loss is not finite, in all losses at once."""
+        if not self._losses:
+            return
+        finite = torch.stack([self._lanes.columns(loss) for _, loss in self._losses]).isfinite()
+        if not bool(finite.all()):
+            for lane, column in enumerate(finite.T.tolist()):
+                if self._diverged[lane] is None and False in column:
+                    self._diverged[lane] = self._losses[column.index(False)][0]
+        self._losses.clear()
 
     def write(self, step: int, epoch: float, split: str, values: Mapping[str, Tensor]) -> None:
         """Record scalars of each run, [K] when stacked, measured at `step`."""
@@ -122,10 +135,10 @@ class Recorder:
 
     def accounts(self) -> list[Account]:
         """Return what each lane has to show; metrics of diverged steps are left out."""
-        diverged = [None if at == self._never else at for at in self._diverged.tolist()]
+        self._look()
         accounts = [
             Account(self._steps if at is None else at, at, facts=facts)
-            for at, facts in zip(diverged, self._facts, strict=True)
+            for at, facts in zip(self._diverged, self._facts, strict=True)
         ]
         table = torch.stack([m[-1].double() for m in self._metrics]).cpu().tolist() or []
         for (step, epoch, split, name, _), row in zip(self._metrics, table, strict=True):

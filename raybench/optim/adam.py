@@ -13,10 +13,12 @@ from raybench.optim.base import (
     Share,
     State,
     WeightDecay,
-    counter,
+    as_for,
     decayed,
     each,
     mix,
+    ratio,
+    root,
     zeros,
 )
 from raybench.spec import Hyper
@@ -58,26 +60,28 @@ class Adam(Optimizer):
     weight_decay: WeightDecay = 0.0
 
     def init(self, params: Params) -> State:
-        """Return zero moments and step 0."""
-        return {"mean": zeros(params), "square": zeros(params), "step": counter(params)}
+        """Return zero moments, and the powers beta^0."""
+        return {"mean": zeros(params), "square": zeros(params), "power1": 1.0, "power2": 1.0}
 
     def update(self, grads: Params, state: State, params: Params, lr: Rate) -> tuple[Params, State]:
         """Take one step."""
         return self._move(decayed(grads, params, self.weight_decay), state, params, lr)
 
     def _move(self, grads: Params, state: State, params: Params, lr: Rate) -> tuple[Params, State]:
-        b1, b2, step = self.beta1, self.beta2, state["step"] + 1
+        b1, b2 = self.beta1, self.beta2
+        # Powers by repeated products, which are rounded alike for numbers and for tensors.
+        power1, power2 = state["power1"] * b1, state["power2"] * b2
         mean = each(lambda m, g: mix(m, g, 1 - b1), state["mean"], grads)
         square = each(lambda s, g: mix(s, g * g, 1 - b2), state["square"], grads)
-        # Both bias corrections are numbers: m / (1 - b1^t) / (sqrt(s / (1 - b2^t)) + eps), with
-        # the root of the second one taken out of the fraction, passes over the weights less often.
-        root = (1 - b2**step).sqrt()
-        length, eps = lr * root / (1 - b1**step), self.eps * root
+        # Both bias corrections are numbers: in m / (1 - b1^t) / (sqrt(s / (1 - b2^t)) + eps) the
+        # root of the second is taken out of the fraction, which saves passes over the weights.
+        correction = root(1 - power2)
+        length, eps = ratio(lr * correction, 1 - power1), self.eps * correction
 
         def moved(p: Tensor, m: Tensor, s: Tensor) -> Tensor:
-            return p - (m / s.sqrt().add_(eps.to(s.dtype))).mul_(length.to(s.dtype))
+            return p - (m / s.sqrt().add_(as_for(eps, s))).mul_(as_for(length, s))
 
-        state = {"mean": mean, "square": square, "step": step}
+        state = {"mean": mean, "square": square, "power1": power1, "power2": power2}
         return each(moved, params, mean, square), state
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from raybench.data import Task
 from raybench.errors import RaybenchError
@@ -21,30 +20,60 @@ from raybench.rng import Seed
 LossName = Literal["auto", "cross_entropy", "mse"]
 
 
-class _HasLoss(Protocol):
-    loss: LossName
-
-
-def row_losses(loss: LossName, task: Task) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return `(outputs [N, O], targets) -> losses [N]`.
+class Losses:
+    """A loss by name, of each row and of a whole batch.
 
     `mse` is the mean over outputs of squared differences, from one-hot targets for classes.
+
+    Args:
+        name: `auto` is cross_entropy for classes, mse for regression.
+        task: what the targets are.
     """
-    classes = task.classes
-    if loss == "cross_entropy" or (loss == "auto" and classes):
-        if not classes:
+
+    def __init__(self, name: LossName, task: Task) -> None:
+        self._classes = task.classes
+        self._entropy = name == "cross_entropy" or (name == "auto" and task.classes > 0)
+        if self._entropy and not task.classes:
             raise RaybenchError("loss cross_entropy needs classes; set loss: mse for regression")
-        return lambda outputs, y: nn.functional.cross_entropy(outputs, y, reduction="none")
 
-    def mse(outputs: Tensor, y: Tensor) -> Tensor:
-        target = (
-            (y[:, None] == torch.arange(classes, device=y.device)).to(outputs.dtype)
-            if classes
-            else y
-        )
-        return (outputs - target).square().mean(-1)
+    def rows(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of each row, [N], from outputs [N, O]."""
+        if self._entropy:
+            return nn.functional.cross_entropy(outputs, y, reduction="none")
+        return (outputs - self._targets(outputs, y)).square().mean(-1)
 
-    return mse
+    def mean(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the mean loss of a batch, a scalar."""
+        if self._entropy:
+            return nn.functional.cross_entropy(outputs, y)
+        return (outputs - self._targets(outputs, y)).square().mean()
+
+    def _targets(self, outputs: Tensor, y: Tensor) -> Tensor:
+        if not self._classes:
+            return y
+        return (y[:, None] == torch.arange(self._classes, device=y.device)).to(outputs.dtype)
+
+
+class Bound:
+    """A module that is called with given weights: `functional_call` without its bookkeeping.
+
+    The weights of the last call stay in the module, which nothing else uses.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._slots: list[tuple[dict[str, Any], str, str]] = []
+        for prefix, layer in module.named_modules():
+            dot = f"{prefix}." if prefix else ""
+            for held in (layer._parameters, layer._buffers):
+                self._slots += [(held, name, dot + name) for name in held if held[name] is not None]
+
+    def __call__(self, params: Params, buffers: Params, x: Tensor) -> Tensor:
+        """Return the module's outputs; buffers are changed in place by layers that do so."""
+        for held, name, full in self._slots:
+            held[name] = params[full] if full in params else buffers[full]
+        outputs: Tensor = self._module(x)
+        return outputs
 
 
 class Network:
@@ -62,24 +91,24 @@ class Network:
         self, lanes: Lanes, model: Model, seeds: Sequence[Seed], task: Task, loss: LossName
     ) -> None:
         self.lanes = lanes
-        self._losses = row_losses(loss, task)
+        self._losses = Losses(loss, task)
         shape = (task.inputs, task.outputs)
-        self._train = model.skeleton(*shape).train()
-        self._eval = model.skeleton(*shape).eval()
-        states = [model.state(self._eval, *shape, seed) for seed in seeds]
+        skeleton = model.skeleton(*shape).eval()
+        self._train = Bound(model.skeleton(*shape).train())
+        self._eval = Bound(skeleton)
+        states = [model.state(skeleton, *shape, seed) for seed in seeds]
         self.params, self.buffers = lanes.stack(states)
         self.num_params = sum(weight.numel() for weight in states[0][0].values())
         self.gradient = lanes.grad(self.loss)
         self._eval_gradient = lanes.grad(self._eval_loss)
-        self._forward = lanes.map(self._outputs)
+        self._forward = lanes.map(self._eval)
         self._checked_noise = False
 
     def loss(self, params: Params, buffers: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Params]:
         """Return one run's mean loss on a batch, and its buffers after the pass."""
         if buffers:
             buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-        outputs = functional_call(self._train, (params, buffers), (x,))
-        return self._losses(outputs, y).mean(), buffers
+        return self._losses.mean(self._train(params, buffers, x), y), buffers
 
     def step_gradient(
         self, params: Params, buffers: Params, x: Tensor, y: Tensor
@@ -121,7 +150,7 @@ class Network:
         def one(
             outputs: Tensor, targets: Tensor, params: Params, grads: Params
         ) -> dict[str, Tensor]:
-            view = View(outputs, targets, self._losses(outputs, targets), params, grads)
+            view = View(outputs, targets, self._losses.rows(outputs, targets), params, grads)
             return {k: v for probe in probes for k, v in probe.measure(view).items()}
 
         return self.lanes.map(one)(outputs, targets, params, grads)
@@ -138,14 +167,10 @@ class Network:
                 sums[name] = sums[name] + grad * (y.shape[dim] / total)
         return sums
 
-    def _outputs(self, params: Params, buffers: Params, x: Tensor) -> Tensor:
-        outputs: Tensor = functional_call(self._eval, (params, buffers), (x,))
-        return outputs
-
     def _eval_loss(
         self, params: Params, buffers: Params, x: Tensor, y: Tensor
     ) -> tuple[Tensor, Params]:
-        return self._losses(self._outputs(params, buffers, x), y).mean(), {}
+        return self._losses.mean(self._eval(params, buffers, x), y), {}
 
 
 _GLOBAL_NOISE = (
