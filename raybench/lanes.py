@@ -1,8 +1,10 @@
 """K runs as one: a procedure written for ONE run is lifted to K lanes by three verbs.
 
 `stack` turns K per-run values into one, `map` lifts a function, `grad` lifts a gradient. With one
-lane nothing is lifted: values stay as they are and `grad` is plain autograd. In float64 even one
-lane is lifted, so that all lane counts run the same kernels and agree to the last bit.
+lane nothing is lifted: values stay as they are and `grad` is plain autograd. Several lanes are
+fused by vmap. Exact lanes, which float64 has unless told otherwise, are carried out one after the
+other on copies of their own instead: a matrix product rounds otherwise at another place in memory,
+and exact means that not even the last bit depends on what else is in the group.
 
 Nothing here knows what is trained.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import torch
@@ -96,6 +99,10 @@ class Lanes:
         device: where stacked tensors live.
         dtype: the floating-point type of everything that is trained.
         clock: counts gradient steps.
+        exact: whether lanes are looped over instead of fused; None for "in float64".
+
+    Attributes:
+        lifted: whether stacked values have a leading axis K; not so for one lane that is not exact.
     """
 
     def __init__(
@@ -105,6 +112,7 @@ class Lanes:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         clock: Clock | None = None,
+        exact: bool | None = None,
     ) -> None:
         if size < 1:
             raise ValueError(f"a group has at least one lane, not {size}")
@@ -112,24 +120,24 @@ class Lanes:
         self.device = torch.device(device)
         self.dtype = dtype
         self.clock = clock or Clock()
-        self.lifted = size > 1 or dtype == torch.float64
+        self._exact = dtype == torch.float64 if exact is None else exact
+        self.lifted = size > 1 or self._exact
 
     def stack(self, values: Sequence[T]) -> T:
         """Return one value that holds K: tensors gain a leading axis K, and move to the device.
 
-        A spec becomes one whose Hyper fields are tensors of K numbers where the lanes differ;
-        dicts, tuples and lists are stacked leaf by leaf; other leaves (names, None, whole
-        numbers) must agree.
+        A spec becomes one whose Hyper fields hold K numbers where the lanes differ; dicts, tuples
+        and lists are stacked leaf by leaf; other leaves (names, None, whole numbers) must agree.
         """
         if len(values) != self.size:
             raise ValueError(f"{len(values)} values for {self.size} lanes")
         return cast("T", self._stack(list(values)))
 
     def lane(self, value: T, k: int) -> T:
-        """Return lane `k` of a stacked value (views, not copies)."""
+        """Return lane `k` of a stacked value, in memory of its own."""
         if not self.lifted:
             return value
-        return cast("T", _rebuild(value, lambda leaf: leaf[k]))
+        return cast("T", _rebuild(value, lambda leaf: leaf[k].clone(), k))
 
     def map(self, fn: Callable[A, R]) -> Callable[A, R]:
         """Lift a function of one run over the lanes; every tensor in its arguments is stacked.
@@ -139,28 +147,15 @@ class Lanes:
         """
         if not self.lifted:
             return fn
-
-        def lifted(*args: A.args, **kwargs: A.kwargs) -> R:
-            leaves, restore = _flatten(args)
-            shape: list[R] = []
-
-            def one(*parts: Tensor) -> tuple[Tensor, ...]:
-                # vmap sees flat tuples of tensors only: its own walk over nested values is slow.
-                result = fn(*restore(parts), **kwargs)
-                shape.append(result)
-                return tuple(_flatten(result)[0])
-
-            return cast("R", _refill(shape, vmap(one, randomness="error")(*leaves)))
-
-        return lifted
+        return self._looped(fn) if self._exact else _fused(fn)
 
     def grad(
         self, loss: Callable[..., tuple[Tensor, Any]]
     ) -> Callable[..., tuple[Params, Tensor, Any]]:
         """Lift the gradient of one run's loss with respect to its first argument.
 
-        Lanes do not touch one another, so the gradient of the sum of their losses is each lane's
-        own gradient, and one ordinary backward pass over the stacked values gives them all.
+        Fused lanes do not touch one another, so the gradient of the sum of their losses is each
+        lane's own gradient: one ordinary backward pass over the stacked values gives them all.
 
         Args:
             loss: `(params, *args) -> (loss, aux)` for one run.
@@ -168,17 +163,23 @@ class Lanes:
         Returns:
             `(params, *args) -> (gradients, loss [K], aux)`, everything stacked.
         """
-        lifted_loss = self.map(loss)
+        looped = self.lifted and self._exact
+        inner = loss if looped else self.map(loss)
 
         def gradient(params: Params, *args: Any) -> tuple[Params, Tensor, Any]:
-            self.clock.tick(self.device)
             leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-            value, aux = lifted_loss(leaves, *args)
-            total = value.sum() if self.lifted else value
+            value, aux = inner(leaves, *args)
+            total = value.sum() if value.dim() else value
             grads = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
             return dict(zip(leaves, grads, strict=True)), value.detach(), _detach(aux)
 
-        return gradient
+        each = self._looped(gradient) if looped else gradient
+
+        def timed(params: Params, *args: Any) -> tuple[Params, Tensor, Any]:
+            self.clock.tick(self.device)
+            return each(params, *args)
+
+        return timed
 
     def each(self, fn: Callable[..., R], *args: Any) -> list[R]:
         """Call `fn(k, *args of lane k)` lane by lane: for code that cannot be lifted."""
@@ -187,6 +188,16 @@ class Lanes:
     def columns(self, value: Tensor) -> Tensor:
         """Return a per-run scalar as a vector [K], also when nothing was lifted."""
         return value if self.lifted else value[None]
+
+    def _looped(self, fn: Callable[A, R]) -> Callable[A, R]:
+        def looped(*args: A.args, **kwargs: A.kwargs) -> R:
+            before = torch.get_rng_state()
+            results = [fn(*self.lane(args, k), **kwargs) for k in range(self.size)]
+            if not torch.equal(before, torch.get_rng_state()):
+                raise RuntimeError("randomness out of PyTorch's global generator in lifted code")
+            return cast("R", self._stack(results))
+
+        return looped
 
     def _stack(self, values: list[Any]) -> Any:
         first = values[0]
@@ -200,50 +211,77 @@ class Lanes:
         if isinstance(first, tuple | list):
             parts = [self._stack([value[i] for value in values]) for i in range(len(first))]
             return _like(first, parts)
-        if any(value != first for value in values):
-            raise ValueError(f"lanes of one batch differ in {first!r}, which cannot be stacked")
-        return first
+        if all(value == first for value in values):
+            return first
+        if isinstance(first, float):
+            return self._numbers(values)
+        raise ValueError(f"lanes of one batch differ in {first!r}, which cannot be stacked")
+
+    def _numbers(self, values: list[float]) -> Tensor | _Each:
+        if self._exact:
+            return _Each(tuple(values))
+        # In float64 whatever the lanes' type: as with a Python number, what is computed from it
+        # (1 - beta**t) is rounded only where it meets a weight.
+        return torch.tensor(values, dtype=torch.float64, device=self.device)
 
     def _stack_specs(self, specs: list[Spec]) -> Spec:
-        if not self.lifted:
-            return specs[0]
-        cls = type(specs[0])
         changes: dict[str, object] = {}
-        for field in hyper_fields(cls):
-            numbers = [getattr(spec, field) for spec in specs]
-            if any(number != numbers[0] for number in numbers):
-                # In float64 whatever the lanes' type: as with a Python number, what is computed
-                # from it (1 - beta**t) is rounded only where it meets a weight.
-                changes[field] = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        for field in cls.model_fields:
-            if isinstance(getattr(specs[0], field), Spec):
-                changes[field] = self._stack_specs([getattr(spec, field) for spec in specs])
-        return specs[0].replace(**changes)
+        fields = hyper_fields(type(specs[0]))
+        for field in type(specs[0]).model_fields:
+            values = [getattr(spec, field) for spec in specs]
+            if field in fields or isinstance(values[0], Spec):
+                changes[field] = self._stack(values)
+        return specs[0].replace(**changes) if self.lifted else specs[0]
 
     def _place(self, value: Tensor) -> Tensor:
         dtype = self.dtype if value.is_floating_point() else value.dtype
         return value.to(device=self.device, dtype=dtype)
 
 
+@dataclass(frozen=True)
+class _Each:
+    """Numbers of exact lanes that differ: each lane gets its own back as a plain number."""
+
+    values: tuple[float, ...]
+
+
+def _fused(fn: Callable[A, R]) -> Callable[A, R]:
+    def lifted(*args: A.args, **kwargs: A.kwargs) -> R:
+        leaves, restore = _flatten(args)
+        shape: list[R] = []
+
+        def one(*parts: Tensor) -> tuple[Tensor, ...]:
+            # vmap sees flat tuples of tensors only: its own walk over nested values is slow.
+            result = fn(*restore(parts), **kwargs)
+            shape.append(result)
+            return tuple(_flatten(result)[0])
+
+        return cast("R", _refill(shape, vmap(one, randomness="error")(*leaves)))
+
+    return lifted
+
+
 def _like(original: Any, parts: list[Any]) -> Any:
     return type(original)(*parts) if hasattr(original, "_fields") else type(original)(parts)
 
 
-def _rebuild(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Return `value` with every tensor leaf changed; other leaves are kept."""
+def _rebuild(value: Any, change: Callable[[Tensor], Any], k: int = 0) -> Any:
+    """Return `value` with every tensor leaf changed, and lane `k` of plain numbers that differ."""
     if isinstance(value, Tensor):
         return change(value)
+    if isinstance(value, _Each):
+        return value.values[k]
     if isinstance(value, Spec):
         inside = {
-            field: _rebuild(part, change)
+            field: _rebuild(part, change, k)
             for field in type(value).model_fields
-            if isinstance(part := getattr(value, field), Tensor | Spec)
+            if isinstance(part := getattr(value, field), Tensor | Spec | _Each)
         }
         return value.replace(**inside) if inside else value
     if isinstance(value, Mapping):
-        return {key: _rebuild(part, change) for key, part in value.items()}
+        return {key: _rebuild(part, change, k) for key, part in value.items()}
     if isinstance(value, tuple | list):
-        return _like(value, [_rebuild(part, change) for part in value])
+        return _like(value, [_rebuild(part, change, k) for part in value])
     return value
 
 

@@ -167,15 +167,19 @@ def construct(
         return _built[token]
     before = len(problems)
     values: dict[str, object] = {}
+    failed: set[str] = set()  # fields whose parts have their own problems already
     for key, value in fields.items():
         field = cls.model_fields.get(key)
         if field is None:
             what = f"unknown key {key!r}" + (f" of {cls.name}" if cls.name else "")
             message = what + suggest(key, cls.model_fields)
             problems.append(Problem((*path, key), message, on_key=True))
-        else:
-            values[key] = _field_value(field, value, (*path, key), problems)
-    spec = _validate(cls, values, path, problems, clean=len(problems) == before)
+            continue
+        count = len(problems)
+        values[key] = _field_value(field, value, (*path, key), problems)
+        if len(problems) > count:
+            failed.add(key)
+    spec = _validate(cls, values, path, problems, failed)
     if spec is not None and len(problems) == before:
         _built[token] = spec
         return spec
@@ -197,20 +201,39 @@ def _field_value(field: FieldInfo, value: object, path: Path, problems: list[Pro
 
 
 def _validate(
-    cls: type[Spec], values: dict[str, object], path: Path, problems: list[Problem], *, clean: bool
+    cls: type[Spec],
+    values: dict[str, object],
+    path: Path,
+    problems: list[Problem],
+    failed: set[str],
 ) -> Spec | None:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
+        said: dict[Path, list[str]] = {}
         for detail in error.errors(include_url=False):
-            loc = tuple(str(key) if not isinstance(key, int) else key for key in detail["loc"])
-            top = loc[0] if loc else None
+            top = detail["loc"][0] if detail["loc"] else None
             if detail["type"] == "missing":
                 problems.append(Problem(path, f"{cls.name or 'this'} needs a value for {top!r}"))
-            elif top is None or values.get(str(top)) is not None or clean:
-                # A part that failed to build is None here and has its own problem already.
-                problems.append(Problem((*path, *loc), _message(detail)))
+            elif top not in failed:
+                said.setdefault(_place(detail["loc"], values), []).append(_message(detail))
+        for place, messages in said.items():
+            # A field of several kinds says for each of them why it does not fit.
+            problems.append(Problem((*path, *place), ", or ".join(dict.fromkeys(messages))))
         return None
+
+
+def _place(loc: tuple[str | int, ...], values: object) -> Path:
+    """Return as much of pydantic's path as is a path into `values`; the rest names types."""
+    place: list[str | int] = []
+    for part in loc:
+        inside = isinstance(values, Mapping) and part in values
+        at = isinstance(values, tuple | list) and isinstance(part, int) and part < len(values)
+        if not inside and not at:
+            break
+        place.append(part)
+        values = values[part]  # type: ignore[index]
+    return tuple(place)
 
 
 def _message(detail: Any) -> str:

@@ -17,8 +17,6 @@ from raybench.optim.base import (
     decayed,
     each,
     mix,
-    ratio,
-    root,
     zeros,
 )
 from raybench.spec import Hyper
@@ -69,14 +67,13 @@ class Adam(Optimizer):
 
     def _move(self, grads: Params, state: State, params: Params, lr: Rate) -> tuple[Params, State]:
         b1, b2 = self.beta1, self.beta2
-        # Powers by repeated products, which are rounded alike for numbers and for tensors.
         power1, power2 = state["power1"] * b1, state["power2"] * b2
         mean = each(lambda m, g: mix(m, g, 1 - b1), state["mean"], grads)
         square = each(lambda s, g: mix(s, g * g, 1 - b2), state["square"], grads)
         # Both bias corrections are numbers: in m / (1 - b1^t) / (sqrt(s / (1 - b2^t)) + eps) the
         # root of the second is taken out of the fraction, which saves passes over the weights.
-        correction = root(1 - power2)
-        length, eps = ratio(lr * correction, 1 - power1), self.eps * correction
+        correction = (1 - power2) ** 0.5
+        length, eps = lr * correction / (1 - power1), self.eps * correction
 
         def moved(p: Tensor, m: Tensor, s: Tensor) -> Tensor:
             return p - (m / s.sqrt().add_(as_for(eps, s))).mul_(as_for(length, s))

@@ -63,30 +63,12 @@ def each(fn: Callable[..., Tensor], *dicts: Params) -> Params:
 
 def mix(old: Tensor, new: Tensor, share: Rate) -> Tensor:
     """Return (1 - share) old + share new in one pass over memory."""
-    if not isinstance(share, Tensor):
-        # As a tensor too: lerp rounds otherwise with a number, and lanes would depend on packing.
-        share = old.new_tensor(share)
-    return torch.lerp(old, new, share.to(old.dtype))
+    return torch.lerp(old, new, as_for(share, old))
 
 
 def as_for(number: Rate, weights: Tensor) -> Rate:
-    """Return a number in the type of the weights it is about to meet in an in-place operation."""
+    """Return a number in the type of the weights it is about to meet in one operation."""
     return number.to(weights.dtype) if isinstance(number, Tensor) else number
-
-
-def root(number: Rate) -> Rate:
-    """Return the square root, rounded alike for numbers and for tensors."""
-    if isinstance(number, Tensor):
-        return number.sqrt()
-    return torch.tensor(number, dtype=torch.float64).sqrt().item()  # not always what math.sqrt says
-
-
-def ratio(above: Rate, below: Rate) -> Rate:
-    """Return above / below, rounded alike for numbers and for tensors."""
-    if isinstance(below, Tensor) and not isinstance(above, Tensor):
-        above = torch.tensor(above, dtype=torch.float64, device=below.device)
-        return above / below  # a plain number over a tensor would be a product with 1 / below
-    return above / below
 
 
 def decayed(grads: Params, params: Params, weight_decay: Rate) -> Params:

@@ -38,9 +38,10 @@ class Stepper:
     def init(self, params: Params) -> Any:
         """Return the state before the first step."""
         if self._foreign:
-            # Foreign optimizers write in place: they get weights of their own.
-            own = {name: weight.clone() for name, weight in params.items()}
-            return own, self._lanes.each(lambda k, lane: self._own[k].init(lane), own)
+            # Foreign optimizers write in place: each lane gets weights of its own.
+            own = self._lanes.each(lambda k, lane: _cloned(lane), params)
+            made = [rule.init(lane) for rule, lane in zip(self._own, own, strict=True)]
+            return params, own, made
         if self._flat:
             flat = {_ALL: self._join(params)}
             return params, flat, self._init(self._rule, flat)
@@ -51,8 +52,7 @@ class Stepper:
     ) -> tuple[Params, Any]:
         """Return parameters and state after a step at `factor` times the learning rate."""
         if self._foreign:
-            self._each(grads, state, params, factor)
-            return state[0], state
+            return self._update_each(grads, state, params, factor)
 
         def one(rule: Optimizer, grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
             return rule.update(grads, state, params, rule.lr * factor)
@@ -67,17 +67,17 @@ class Stepper:
         moved = self._split(flat[_ALL], params)
         return moved, (moved, flat, inner)
 
-    def _each(self, grads: Params, state: Any, params: Params, factor: float) -> None:
-        own, objects = state
-        if params is not own:  # changed since the last step, by a mask for instance
-            for name, weight in params.items():
-                own[name].copy_(weight)
-
-        def step(k: int, own_grads: Params, own_params: Params) -> None:
-            rule = self._own[k]
-            rule.update(own_grads, objects[k], own_params, rule.lr * factor)
-
-        self._lanes.each(step, grads, own)
+    def _update_each(
+        self, grads: Params, state: Any, params: Params, factor: float
+    ) -> tuple[Params, Any]:
+        last, own, made = state
+        for k, (rule, weights) in enumerate(zip(self._own, own, strict=True)):
+            if params is not last:  # changed since the last step, by a mask for instance
+                for name, weight in self._lanes.lane(params, k).items():
+                    weights[name].copy_(weight)
+            rule.update(self._lanes.lane(grads, k), made[k], weights, rule.lr * factor)
+        moved = self._lanes.stack([_cloned(weights) for weights in own])
+        return moved, (moved, own, made)
 
     def _join(self, tensors: Params) -> Tensor:
         start = 1 if self._lanes.lifted else 0
@@ -91,3 +91,7 @@ class Stepper:
             name: part.view(tensor.shape)
             for (name, tensor), part in zip(like.items(), parts, strict=True)
         }
+
+
+def _cloned(params: Params) -> Params:
+    return {name: weight.clone() for name, weight in params.items()}

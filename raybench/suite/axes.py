@@ -145,6 +145,9 @@ def _cases(value: Mapping[str, Any], path: Path, problems: list[Problem]) -> lis
             search_space(body.get("search", {}), (*inner, "search"), problems),
         )
         nested = axes(body["sweep"], (*inner, "sweep"), problems) if "sweep" in body else []
+        if any(label in option.labels for axis_options in nested for option in axis_options):
+            message = f"cases inside of cases are both called {label!r}; give one `as: OTHER`"
+            problems.append(Problem((*inner, "sweep"), message))
         options += [own + combo for combo in product(nested)]
     return options
 
@@ -206,11 +209,13 @@ def _generated(
         return []
     if value.get("round"):
         made = list(dict.fromkeys(round(number) for number in made))
+    if not made:
+        problems.append(Problem((*path, kind), f"{kind} {ends!r} has no values: first to last"))
     return made
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _range(ends: list[Any], num: int) -> Iterable[int]:
@@ -242,6 +247,8 @@ def _geomspace(ends: list[Any], num: int) -> Iterable[float]:
 def _pow2(ends: list[Any], num: int) -> Iterable[float]:
     if any(not isinstance(end, int) for end in ends):
         raise ValueError("needs whole exponents")
+    if max(map(abs, ends)) > 1000:
+        raise ValueError("needs exponents between -1000 and 1000")
     return (2**e if min(ends) >= 0 else 2.0**e for e in range(ends[0], ends[1] + 1))
 
 

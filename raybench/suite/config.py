@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
+from pydantic.fields import FieldInfo
+
 from raybench.errors import Path
+from raybench.spec import Spec
 from raybench.suite.axes import Assignment
 from raybench.tables import Table, nested, part_of
 
@@ -64,44 +67,40 @@ def origin(origins: Origins, path: Path) -> Path:
 def look_up(config: Config, procedures: Table[Any], name: str) -> Any:
     """Return the value of dotted `name`, or the default of the field; KeyError if there is none."""
     parts = name.split(".")
-    value: Any = config
-    for part in parts:
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif part == "name" and isinstance(value, str):
-            return value
-        else:
-            return _default(config, procedures, parts, name)
-    if isinstance(value, dict):
-        return value.get("name", value)
-    return value
-
-
-def _default(config: Config, procedures: Table[Any], parts: list[str], name: str) -> Any:
-    try:
-        cls: Any = procedures[str(config.get("procedure"))]
-    except KeyError:
-        raise KeyError(name) from None
     place: Any = config
-    field: Any = None
+    kind: type[Spec] | None = _named(procedures, config.get("procedure"))
     for index, part in enumerate(parts):
-        field = cls.model_fields.get(part)
-        if field is None:
-            raise KeyError(name)
-        place = place.get(part) if isinstance(place, dict) else None
-        table, inner = part_of(field), nested(field)
-        if index == len(parts) - 1:
-            break
-        default = field.get_default(call_default_factory=True)
-        if place is None and default is not None and hasattr(default, parts[index + 1]):
-            return getattr(default, parts[index + 1])
-        named = place.get("name") if isinstance(place, dict) else place
-        if table is not None and isinstance(named, str) and named in table:
-            cls = table[named]
-        elif inner is not None:
-            cls = inner
+        field = kind.model_fields.get(part) if kind is not None else None
+        if isinstance(place, dict) and part in place:
+            value = place[part]
+        elif part == "name" and isinstance(place, str):
+            value = place  # `optimizer: adam` is short for {name: adam}
+        elif isinstance(place, Spec) and field is not None:
+            value = getattr(place, part)
+        elif part == "name" and isinstance(place, Spec):
+            value = place.name
+        elif field is not None and not field.is_required():
+            value = field.get_default(call_default_factory=True)
+        elif field is not None and index < len(parts) - 1:
+            value = None  # a part that is not set: its own fields have defaults
         else:
             raise KeyError(name)
-    if field.is_required():
-        raise KeyError(name)
-    return field.get_default(call_default_factory=True)
+        place, kind = value, _kind(field, value)
+    if isinstance(place, dict):
+        return place.get("name", place)
+    return place.name if isinstance(place, Spec) else place
+
+
+def _kind(field: FieldInfo | None, value: Any) -> type[Spec] | None:
+    """Return the class whose fields a value has."""
+    if isinstance(value, Spec):
+        return type(value)
+    if field is None:
+        return None
+    table = part_of(field)
+    return nested(field) if table is None else _named(table, value)
+
+
+def _named(table: Table[Any], value: Any) -> type[Spec] | None:
+    name = value.get("name") if isinstance(value, dict) else value
+    return table[name] if isinstance(name, str) and name in table else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from raybench.suite.sections import (
     section,
     skips,
 )
-from raybench.suite.source import Source
+from raybench.suite.source import COMMAND_LINE, Source
 
 
 def load(
@@ -40,6 +41,10 @@ def load(
     values = source.values
     _check_keys(values, (), problems)
     scales = values.get("scales", {})
+    for each in scales if isinstance(scales, Mapping) else ():
+        if not _is_name(each):
+            message = f"scale {each!r}: letters, digits, - and _ only (it names a file)"
+            problems.append(Problem(("scales", each), message, on_key=True))
     if not isinstance(scales, Mapping) or not all(isinstance(s, Mapping) for s in scales.values()):
         problems.append(Problem(("scales",), "scales is a mapping: {laptop: {...}, paper: {...}}"))
         scales = {}
@@ -47,8 +52,10 @@ def load(
         _check_keys(body, ("scales", each), problems)
     chosen = _choose_scale(scales, scale, source.label)
     document, origins = _layer(values, scales.get(chosen, {}), chosen)
-    _override(document, overrides or {})
+    _override(document, origins, overrides or {}, problems)
+    _check_document(document, origins, problems)
     made = _sections(source, chosen, document, origins, problems)
+    problems = [_relocated(problem, scales.get(chosen, {}), chosen) for problem in problems]
     if problems:
         raise source.fail(problems)
     return made
@@ -62,14 +69,26 @@ def _check_keys(values: Mapping[str, Any], path: Path, problems: list[Problem]) 
             problems.append(Problem((*path, key), f"unknown key {key!r}{hint}", on_key=True))
     if path:
         return
-    if values.get("version") != 1:
+    version = values.get("version")
+    if version != 1 or isinstance(version, bool):
         problems.append(Problem(("version",), "version: 1 is the grammar that this raybench reads"))
-    name = values.get("name")
-    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
-        message = f"name: letters, digits, - and _ only (it names a folder), not {name!r}"
-        problems.append(Problem(("name",), message))
     if "base" not in values:
         problems.append(Problem((), "a suite needs `base`: what all its runs share"))
+    if "name" not in values:
+        problems.append(Problem((), "a suite needs a `name`: the folder of its results"))
+
+
+def _check_document(
+    document: Mapping[str, Any], origins: Mapping[str, Path], problems: list[Problem]
+) -> None:
+    name = document.get("name")
+    if not _is_name(name):
+        message = f"name: letters, digits, - and _ only (it names a folder), not {name!r}"
+        problems.append(Problem(origins.get("name", ("name",)), message))
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_-]+", value) is not None
 
 
 def _choose_scale(scales: Mapping[str, Any], scale: str | None, label: str) -> str:
@@ -90,31 +109,74 @@ def _layer(
         if key in ("base", "vars") and isinstance(value, Mapping):
             document[f"{key}+"] = value
             origins[f"{key}+"] = ("scales", scale, key)
-        elif key in ("tune", "limits", "resources") and isinstance(value, Mapping):
-            document[key] = {**(document.get(key) or {}), **value}
-            origins[key] = ("scales", scale, key)
+        elif key in _MERGED and isinstance(value, Mapping) and key in document:
+            # What is no mapping stays as it is, to be told as the mistake that it is.
+            if isinstance(document[key], Mapping):
+                document[key] = {**document[key], **value}
         elif not key.startswith("x-"):
             document[key] = value
             origins[key] = ("scales", scale, key)
     return document, origins
 
 
-def _override(document: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+_MERGED = ("tune", "limits", "resources")
+"""Sections of which a scale changes single keys."""
+
+
+def _relocated(problem: Problem, over: Mapping[str, Any], scale: str) -> Problem:
+    """Return a problem of a merged section where the scale says what is wrong."""
+    section_name, *rest = problem.path or ("",)
+    above = over.get(str(section_name))
+    if section_name in _MERGED and rest and isinstance(above, Mapping) and rest[0] in above:
+        path = ("scales", scale, *problem.path)
+        return Problem(path, problem.message, problem.on_key)
+    return problem
+
+
+def _override(
+    document: dict[str, Any],
+    origins: dict[str, Path],
+    overrides: Mapping[str, Any],
+    problems: list[Problem],
+) -> None:
     for key, value in overrides.items():
-        head, _, rest = key.partition(".")
-        if head in SECTIONS and head not in ("base", "vars"):
-            if not rest:
-                document[head] = value
-            else:
-                inner = document.get(head)
-                inner = {"count": inner} if head == "seeds" and isinstance(inner, int) else inner
-                changed = copy(dict(inner or {}))
-                put(changed, Assignment(tuple(rest.split(".")), value, ()))
-                document[head] = changed
-            continue
-        dotted = rest if head == "base" else key
-        if not _override_axis(document, dotted, value):
-            document.setdefault("overrides", {})[dotted] = value
+        path: Path = (COMMAND_LINE, key)
+        parts = key.split(".")
+        head, rest = parts[0], parts[1:]
+        if not all(parts) or head in ("version", "scales", "name") or (head == "base" and not rest):
+            problems.append(Problem(path, f"{key!r} is not a key that can be overridden"))
+        elif head in SECTIONS and head not in ("base", "vars"):
+            _override_section(document, origins, head, rest, value, problems)
+        else:
+            dotted = ".".join(rest) if head == "base" else key
+            if not _override_axis(document, dotted, value):
+                document.setdefault("overrides", {})[dotted] = value
+
+
+def _override_section(
+    document: dict[str, Any],
+    origins: dict[str, Path],
+    name: str,
+    rest: list[str],
+    value: Any,
+    problems: list[Problem],
+) -> None:
+    if not rest:
+        document[name] = value
+        origins[name] = (COMMAND_LINE, name)
+        return
+    inner = document.get(name, {})
+    if name == "seeds" and isinstance(inner, int):
+        inner = {"count": inner}
+    if not isinstance(inner, Mapping) or any(
+        not isinstance(inner.get(part, {}), Mapping) for part in rest[:-1]
+    ):
+        path: Path = (COMMAND_LINE, ".".join([name, *rest]))
+        problems.append(Problem(path, f"{name} has no such key"))
+        return
+    changed = copy(dict(inner))
+    put(changed, Assignment(tuple(rest), value, ()))
+    document[name] = changed
 
 
 def _override_axis(document: dict[str, Any], key: str, value: Any) -> bool:
@@ -154,7 +216,7 @@ def _sections(
                 for item in assignments(value, path)
             ]
     for key, value in document.get("overrides", {}).items():
-        base.append(Assignment(tuple(key.split(".")), value, ("the command line", key)))
+        base.append(Assignment(tuple(key.split(".")), value, (COMMAND_LINE, key)))
     typed: dict[str, Any] = {}
     for name in ("tune", "seeds", "limits", "resources"):
         value = document.get(name)

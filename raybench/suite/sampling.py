@@ -65,7 +65,8 @@ def distribution(value: object, path: Path, problems: list[Problem]) -> Distribu
         problems.append(Problem(inner, message, on_key=True))
         return None
     numbers = isinstance(bounds, list) and all(
-        isinstance(bound, int | float) and not isinstance(bound, bool) for bound in bounds
+        isinstance(bound, int | float) and not isinstance(bound, bool) and math.isfinite(bound)
+        for bound in bounds
     )
     if not numbers or len(bounds) != 2 or not bounds[0] < bounds[1]:
         message = f"{kind} needs [low, high] with low < high, not {bounds!r}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 from ruamel.yaml.scalarfloat import ScalarFloat
 from ruamel.yaml.scalarint import ScalarInt
@@ -21,8 +21,14 @@ from ruamel.yaml.scalarstring import ScalarString
 
 from raybench.errors import Path, Problem, SuiteError
 
+COMMAND_LINE = "the command line"
+"""First part of the path of a value that came from `KEY=VALUE`."""
 MAX_BYTES = 1_000_000
 MAX_VALUES = 200_000
+MAX_NUMBER = 2**63
+
+
+_PLAIN_TAGS = (None, "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Source:
     def line(self, problem: Problem) -> str:
         """Return `file:line:column: message`, then the offending line with a mark under it."""
         path = problem.path
+        if path[:1] == (COMMAND_LINE,):
+            return f"the command line: {_dotted(path[1:])}: {problem.message}"
         places = self.key_places if problem.on_key else self.places
         while path and path not in places:
             path, places = path[:-1], self.places
@@ -99,8 +107,9 @@ def parse(text: str, label: str) -> Source:
         raise SuiteError(
             [f"{label}:{row + 1}:{column + 1}: {said}\n{_excerpt(text, row, column)}"]
         ) from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise SuiteError([f"{label}: not YAML: {error}"]) from None
+    except Exception as error:  # noqa: BLE001  (ruamel raises what it likes on malformed text)
+        said = (str(error).splitlines() or ["malformed"])[0][:200]
+        raise SuiteError([f"{label}: not YAML: {said}"]) from None
     if not isinstance(root, CommentedMap):
         raise SuiteError([f"{label}:1:1: a suite is a mapping that begins with `version: 1`"])
     reader = _Reader(label)
@@ -112,8 +121,9 @@ def parse_value(text: str) -> Any:
     """Return the plain value of a YAML scalar or flow collection, for `KEY=VALUE`."""
     try:
         root = YAML(typ="rt", pure=True).load(io.StringIO(text))
-    except YAMLError as error:
-        raise SuiteError([f"{text!r} is not a YAML value: {error}"]) from None
+    except Exception as error:  # noqa: BLE001  (as in `parse`)
+        said = (str(error).splitlines() or ["malformed"])[0][:200]
+        raise SuiteError([f"{text!r} is not a YAML value: {said}"]) from None
     return _Reader("the command line").plain(root, ())
 
 
@@ -129,6 +139,8 @@ class _Reader:
         self._count += 1
         if self._count > MAX_VALUES:
             raise SuiteError([f"{self.label}: more than {MAX_VALUES:,} values"])
+        if isinstance(node, CommentedMap | CommentedSeq) and node.tag.value not in _PLAIN_TAGS:
+            return self._scalar(node, path)
         if isinstance(node, CommentedMap):
             return {str(key): self._member(node, key, path) for key in node}
         if isinstance(node, CommentedSeq):
@@ -151,6 +163,9 @@ class _Reader:
     def _scalar(self, node: Any, path: Path) -> Any:
         if isinstance(node, bool) or node is None:
             return node
+        if isinstance(node, int) and abs(node) > MAX_NUMBER:
+            row, column = self.places.get(path, (0, 0))
+            raise SuiteError([f"{self.label}:{row + 1}:{column + 1}: a number past 2**63"])
         for marked, kind in (
             (ScalarBoolean, bool),
             (ScalarFloat, float),
