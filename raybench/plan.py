@@ -25,6 +25,7 @@ class Batch:
 
     Attributes:
         resources: what the batch takes; `lanes` says how its runs are fused.
+        fresh: whether runs are carried out though an earlier attempt has stored them.
     """
 
     batch_id: str
@@ -32,6 +33,7 @@ class Batch:
     scale: str
     runs: tuple[Planned, ...]
     resources: Resources
+    fresh: bool = False
 
     def encode(self) -> str:
         """Return the batch as JSON: what crosses to a worker instead of pickled code."""
@@ -40,6 +42,7 @@ class Batch:
                 "batch_id": self.batch_id,
                 "suite": self.suite,
                 "scale": self.scale,
+                "fresh": self.fresh,
                 "resources": self.resources.model_dump(),
                 "runs": [
                     {
@@ -69,6 +72,7 @@ def decode(text: str) -> Batch:
         form["scale"],
         runs,
         Resources.model_validate(form["resources"]),
+        form["fresh"],
     )
 
 
@@ -102,7 +106,13 @@ def to_do(runs: Iterable[Planned], statuses: Mapping[str, str]) -> list[Planned]
 
 
 def batches(
-    runs: Sequence[Planned], *, suite: str, scale: str, resources: Resources, slots: int
+    runs: Sequence[Planned],
+    *,
+    suite: str,
+    scale: str,
+    resources: Resources,
+    slots: int,
+    fresh: bool = False,
 ) -> list[Batch]:
     """Return the batches that hold `runs`, in the order of their first run.
 
@@ -112,6 +122,7 @@ def batches(
         scale: the scale's name.
         resources: `batch` fixes the number of runs in a batch; `auto` balances `slots`.
         slots: batches that can run at the same time.
+        fresh: see `Batch.fresh`.
     """
     groups: dict[str, list[Planned]] = {}
     for planned in runs:
@@ -131,5 +142,5 @@ def batches(
             start, end = len(members) * index // count, len(members) * (index + 1) // count
             chosen = tuple(members[start:end])
             ids: Json = [p.run.run_id for p in chosen]
-            made.append(Batch(digest(ids), suite, scale, chosen, resources))
+            made.append(Batch(digest(ids), suite, scale, chosen, resources, fresh))
     return made

@@ -97,7 +97,7 @@ class Recorder:
     def watch(self, step: int, loss: Tensor) -> None:
         """Note the lanes whose loss at `step` is not finite: they have diverged."""
         self._losses.append((step, loss.detach()))
-        self._steps = max(self._steps, step)
+        self.reach(step)
         if len(self._losses) >= _WATCHED:
             self._look()
 
@@ -117,11 +117,15 @@ class Recorder:
                     self._diverged[lane] = self._losses[column.index(False)][0]
         self._losses.clear()
 
+    def reach(self, step: int) -> None:
+        """Note that training has come to `step`."""
+        self._steps = max(self._steps, step)
+
     def write(self, step: int, epoch: float, split: str, values: Mapping[str, Tensor]) -> None:
         """Record scalars of each run, [K] when stacked, measured at `step`."""
         for name, value in values.items():
             self._metrics.append((step, epoch, split, name, self._lanes.columns(value).detach()))
-        self._steps = max(self._steps, step)
+        self.reach(step)
 
     def array(self, step: int, name: str, value: Tensor) -> None:
         """Record an array of each run, [K, ...] when stacked."""
@@ -140,7 +144,8 @@ class Recorder:
             Account(self._steps if at is None else at, at, facts=facts)
             for at, facts in zip(self._diverged, self._facts, strict=True)
         ]
-        table = torch.stack([m[-1].double() for m in self._metrics]).cpu().tolist() or []
+        stacked = [metric[-1].double() for metric in self._metrics]
+        table = torch.stack(stacked).cpu().tolist() if stacked else []
         for (step, epoch, split, name, _), row in zip(self._metrics, table, strict=True):
             for account, value in zip(accounts, row, strict=True):
                 if account.diverged_at is None or step < account.diverged_at:
@@ -149,7 +154,8 @@ class Recorder:
             shape = list(value.shape[1:])
             rows = value.reshape(len(accounts), -1).double().cpu().tolist()
             for account, numbers in zip(accounts, rows, strict=True):
-                account.arrays.append(Array(step, name, shape, numbers))
+                if account.diverged_at is None or step < account.diverged_at:
+                    account.arrays.append(Array(step, name, shape, numbers))
         return accounts
 
 

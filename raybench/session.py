@@ -20,7 +20,9 @@ from ruamel.yaml import YAML
 
 from raybench.errors import NothingMatched, RefusedError
 from raybench.plan import Batch, batches, distinct, to_do
-from raybench.store import SuiteStore, runs_table
+from raybench.schema import runs_table
+from raybench.spec import digest
+from raybench.store import SuiteStore
 from raybench.suite import Planned, Suite
 from raybench.work import Progress, identity, versions
 
@@ -155,11 +157,8 @@ class Session:
             scale=self.suite.scale,
             resources=self.suite.resources,
             slots=executor[0].slots,
+            fresh=self.only is not None,
         )
-        if self.only is not None or self.only_failed:
-            # A batch that is stored counts as begun; these are to begin afresh.
-            for batch in made:
-                (store.folder / "runs" / f"part-{batch.batch_id}.parquet").unlink(missing_ok=True)
         by_id = {batch.batch_id: batch for batch in made}
 
         def on_progress(progress: Progress) -> None:
@@ -184,10 +183,12 @@ class Session:
         progress.reasons[reason] += len(lost) - progress.reasons[reason]
 
     def _store_skipped(self, store: SuiteStore) -> None:
-        skipped = [p for p in self.suite.runs if p.skipped]
+        # A run that was carried out before it was skipped keeps its row.
+        statuses = store.statuses()
+        skipped = [p for p in self.suite.runs if p.skipped and p.run.run_id not in statuses]
         if skipped:
             rows = [self._row(p, "skipped", p.skipped, "") for p in skipped]
-            store.write_part(f"skipped-{self.suite.scale or 'default'}", runs_table(rows))
+            store.write_part(f"skipped-{digest([p.run.run_id for p in skipped])}", runs_table(rows))
 
     def _row(self, planned: Planned, status: str, reason: str, batch_id: str) -> dict[str, Any]:
         return {

@@ -13,13 +13,12 @@ and the metrics and arrays that lie in the same part as that row.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import duckdb
 import pandas as pd
@@ -27,61 +26,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raybench.errors import NothingMatched, UnavailableError
+from raybench.schema import SCHEMAS, TABLES, TableName
 
-TABLES: Final = ("runs", "metrics", "arrays")
-TableName = Literal["runs", "metrics", "arrays"]
-FINISHED: Final = ("done", "diverged", "skipped")
+FINISHED: Final = ("done", "diverged")
 """Statuses that are not run again."""
-
-_RUNS: Final = pa.schema(
-    [
-        ("run_id", pa.string()),
-        ("suite", pa.string()),
-        ("scale", pa.string()),
-        ("procedure", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("seed", pa.int64()),
-        ("num_params", pa.int64()),
-        ("steps", pa.int64()),
-        ("wall_s", pa.float64()),
-        ("engine", pa.string()),
-        ("lanes", pa.int64()),
-        ("ranks", pa.int64()),
-        ("batch_id", pa.string()),
-        ("host", pa.string()),
-        ("device", pa.string()),
-        ("versions", pa.string()),
-        ("started_at", pa.timestamp("us", tz="UTC")),
-        ("log", pa.string()),
-    ]
-)
-_TEXT: Final = pa.dictionary(pa.int32(), pa.string())
-_METRICS: Final = pa.schema(
-    [
-        ("run_id", _TEXT),
-        ("step", pa.int64()),
-        ("epoch", pa.float64()),
-        ("split", _TEXT),
-        ("metric", _TEXT),
-        ("value", pa.float64()),
-    ]
-)
-_ARRAYS: Final = pa.schema(
-    [
-        ("run_id", _TEXT),
-        ("step", pa.int64()),
-        ("name", _TEXT),
-        ("shape", pa.list_(pa.int64())),
-        ("values", pa.list_(pa.float64())),
-    ]
-)
-SCHEMAS: Final[Mapping[str, pa.Schema]] = {"runs": _RUNS, "metrics": _METRICS, "arrays": _ARRAYS}
-DYNAMIC: Final = {
-    "config.*": "every field of the run's config, defaults included, by dotted name",
-    "label.*": "case names; for tuned suites phase, arm and trial",
-    "summary.*": "split.metric: the final value; split.metric.best: the lowest over time",
-}
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +46,8 @@ class SuiteStore:
     """
 
     def __init__(self, root: Path | str, suite: str) -> None:
+        if not _is_name(suite):
+            raise ValueError(f"{suite!r} is not the name of a suite")
         self.root = Path(root).absolute()
         self.suite = suite
         self.folder = self.root / suite
@@ -206,39 +156,6 @@ class SuiteStore:
         temporary.replace(self.folder / name)
 
 
-def runs_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Return rows as a `runs` table: the fixed columns, then config.*, label.* and summary.*."""
-    arrays = [pa.array([row.get(field.name) for row in rows], type=field.type) for field in _RUNS]
-    names = list(_RUNS.names)
-    extra = dict.fromkeys(key for row in rows for key in row if key not in _RUNS.names)
-    for name in extra:
-        values = [_cell(row.get(name)) for row in rows]
-        names.append(name)
-        kinds = {type(value) for value in values if value is not None}
-        if len(kinds) > 1 and kinds != {int, float}:
-            values = [None if value is None else str(value) for value in values]
-        floats = kinds == {int, float} or name.startswith("summary.")
-        arrays.append(
-            pa.array(values, type=pa.float64() if floats and kinds <= {int, float} else None)
-        )
-    return pa.Table.from_arrays(arrays, names=names)
-
-
-def metrics_table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """Return columns as a `metrics` table."""
-    return _typed(columns, _METRICS)
-
-
-def arrays_table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """Return columns as an `arrays` table."""
-    return _typed(columns, _ARRAYS)
-
-
-def joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """Return tables of one kind as one; a column that some lack is null there."""
-    return pa.concat_tables(tables, promote_options="permissive")
-
-
 def connect(store: Path | str = "results") -> duckdb.DuckDBPyConnection:
     """Return a DuckDB connection with the views `runs`, `metrics` and `arrays`.
 
@@ -318,9 +235,13 @@ def table(
 
 def _folder(root: Path, suite: str) -> Path:
     # A name out of a command line or a suite must not lead out of the store.
-    if not re.fullmatch(r"[\w-]+", suite) or not (root / suite / "runs").is_dir():
+    if not _is_name(suite) or not (root / suite / "runs").is_dir():
         raise NothingMatched(f"store {root} has no suite {suite!r}")
     return root / suite
+
+
+def _is_name(text: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9_-]+", text) is not None
 
 
 def _folders(root: Path) -> list[Path]:
@@ -336,7 +257,15 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _parts(folder: Path, name: str) -> list[Path]:
-    return [path for path in sorted((folder / name).glob("part-*.parquet")) if _readable(path)]
+    found = [path for path in sorted((folder / name).glob("part-*.parquet")) if _readable(path)]
+    if name != "runs":
+        return found
+    # A row counts only with what was measured: its run is run again if that is damaged.
+    return [part for part in found if all(_intact(folder / t / part.name) for t in TABLES)]
+
+
+def _intact(path: Path) -> bool:
+    return not path.exists() or _readable(path)
 
 
 def _readable(path: Path) -> bool:
@@ -398,21 +327,6 @@ def _columns(connection: duckdb.DuckDBPyConnection, name: str) -> list[str]:
 def _frame(store: SuiteStore, sql: str) -> pd.DataFrame:
     with _connection(store.folder) as connection:
         return connection.execute(sql).df()
-
-
-def _typed(columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> pa.Table:
-    arrays = []
-    for field in schema:
-        values = columns.get(field.name, [])
-        if pa.types.is_dictionary(field.type):
-            arrays.append(pa.array(values, type=pa.string()).dictionary_encode())
-        else:
-            arrays.append(pa.array(values, type=field.type))
-    return pa.Table.from_arrays(arrays, names=schema.names)
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | dict | tuple) else value
 
 
 def _quoted(path: Path) -> str:

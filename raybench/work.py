@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from raybench import sizing
@@ -28,7 +29,8 @@ from raybench.lanes import Lanes
 from raybench.plan import Batch
 from raybench.procedures.base import DTYPES
 from raybench.record import Account, Recorder, summary
-from raybench.store import SuiteStore, arrays_table, joined, metrics_table, runs_table
+from raybench.schema import arrays_table, joined, metrics_table, runs_table
+from raybench.store import FINISHED, SuiteStore
 from raybench.suite import Planned
 
 FLUSH_SECONDS: Final = 1.0
@@ -91,7 +93,7 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Iterator[Progress
         engine: what executes it, for the table (`in-process`, `ray`).
     """
     torch.set_num_threads(max(1, int(batch.resources.cpu)))
-    kept = store.read_part(batch.batch_id) or {}
+    kept = {} if batch.fresh else _finished(store.read_part(batch.batch_id) or {})
     tables = _Tables(
         *([kept[name]] if name in kept else [] for name in ("runs", "metrics", "arrays"))
     )
@@ -128,6 +130,20 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Iterator[Progress
             tables.write(store, batch.batch_id)
     progress.finished = True
     yield progress
+
+
+def _finished(part: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+    """Return the rows of runs that ended; those that failed are carried out again."""
+    if "runs" not in part:
+        return {}
+    ended = pc.is_in(part["runs"]["status"], value_set=pa.array(FINISHED))
+    ids = part["runs"].filter(ended)["run_id"]
+    return {
+        name: rows.filter(
+            pc.is_in(rows["run_id"].cast(pa.string()), value_set=ids.combine_chunks())
+        )
+        for name, rows in part.items()
+    }
 
 
 @dataclass

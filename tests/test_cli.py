@@ -20,7 +20,8 @@ import pytest
 import raybench
 from raybench import store as results
 from raybench.cli.suites import bundled, load
-from raybench.store import SuiteStore, metrics_table, runs_table
+from raybench.schema import metrics_table, runs_table
+from raybench.store import SuiteStore
 from raybench.suite import read
 
 COMMAND = Path(sys.executable).parent / "raybench"

@@ -14,6 +14,7 @@ from raybench.lanes import Lanes
 from raybench.optim import OPTIMIZERS, SCHEDULES, Optimizer
 from raybench.optim.adapter import ForeignOptimizer, adapt
 from raybench.optim.schedules import Constant, Cosine, InverseSqrt, Step, Warmup
+from raybench.procedures.stepper import Stepper
 from raybench.spec import Steps, hyper_fields
 
 torch.set_num_threads(1)
@@ -203,18 +204,15 @@ ADAGRAD = [
 
 
 def train_foreign(rules: Sequence[ForeignOptimizer]) -> list[Params]:
-    """Train as `Stepper` does: gradients are fused, each lane steps its own object."""
+    """Gradients are fused, each lane steps an object of its own."""
     lanes = Lanes(len(rules))
     params, x, y = lanes.stack([problem(seed) for seed in range(len(rules))])
     gradient = lanes.grad(loss)
-    states = lanes.each(lambda k, own: rules[k].init(own), params)
+    stepper = Stepper(lanes, rules)
+    state = stepper.init(params)
     for _ in range(STEPS):
         grads, _, _ = gradient(params, x, y)
-
-        def step(k: int, own_grads: Params, own: Params) -> None:
-            rules[k].update(own_grads, states[k], own, rules[k].lr)
-
-        lanes.each(step, grads, params)
+        params, state = stepper.update(grads, state, params, 1.0)
     return [lanes.lane(params, k) for k in range(len(rules))]
 
 

@@ -452,6 +452,17 @@ def test_streams_draw_nothing_from_the_global_generator() -> None:
 KEY = rng.key(Seed(0), "noise")
 
 
+def test_the_numbers_are_the_ones_that_results_were_made_with() -> None:
+    assert int(KEY) == 3888514000605158967
+    assert int(rng.fold(KEY, 0)) == 2686325489164201892
+    assert [int(number * 2**24) for number in rng.uniform(KEY, (4,))] == [
+        2443198,
+        5541795,
+        7290701,
+        4536335,
+    ]
+
+
 def test_uniform_is_uniform() -> None:
     numbers = rng.uniform(KEY, (1000, 200))
     assert numbers.shape == (1000, 200)

@@ -17,7 +17,8 @@ import pytest
 import raybench
 from raybench import store as stores
 from raybench.errors import NothingMatched, UnavailableError
-from raybench.store import SCHEMAS, SuiteStore, arrays_table, joined, metrics_table, runs_table
+from raybench.schema import SCHEMAS, arrays_table, joined, metrics_table, runs_table
+from raybench.store import SuiteStore
 
 EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 

@@ -147,7 +147,7 @@ def schema(
     Example:  raybench schema suite > .raybench/suite.schema.json, and in the first line of a suite
     # yaml-language-server: $schema=.raybench/suite.schema.json
     """
-    from raybench.store import DYNAMIC, SCHEMAS
+    from raybench.schema import DYNAMIC, SCHEMAS
 
     if what == "suite":
         from raybench.catalog import suite_schema

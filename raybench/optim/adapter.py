@@ -52,8 +52,10 @@ def adapt(name: str, found: Any) -> type[Optimizer]:
             rate = float(default) if isinstance(default, int | float) else 0.001
             fields["lr"] = (Hyper, Field(default=rate, gt=0))
         elif isinstance(default, float) or (
-            isinstance(default, int) and parameter.annotation in (float, "float")
-        ):  # PyTorch writes `weight_decay: float = 0`
+            isinstance(default, int)
+            and not isinstance(default, bool)
+            and "float" in str(parameter.annotation)
+        ):  # PyTorch writes `weight_decay: float = 0`, or `float | Tensor`
             fields[parameter.name] = (Hyper, float(default))
         elif isinstance(default, bool | int | str | tuple):
             fields[parameter.name] = (type(default), default)

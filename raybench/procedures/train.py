@@ -121,6 +121,7 @@ class Course:
         params = masked(params, masks)
         state = optimizer.init(params)
         for step in range(self.total + 1):
+            recorder.reach(offset + step)
             if step in self.due:
                 record_all(
                     recorder,
