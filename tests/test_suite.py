@@ -286,10 +286,10 @@ def test_overrides() -> None:
     assert suite(SCALES, limits__runs=3).limits.runs == 3
 
 
-def test_an_override_wins_over_the_base_and_loses_to_an_axis_of_cases() -> None:
+def test_an_override_wins_over_the_base_and_over_cases() -> None:
     assert column(suite(optimizer__lr=0.7), "optimizer.lr") == [0.7]
     body = "sweep: [{cases: {a: {optimizer.lr: 0.2}, b: {}}}]"
-    assert column(suite(body, optimizer__lr=0.7), "optimizer.lr") == [0.2, 0.7]
+    assert column(suite(body, optimizer__lr=0.7), "optimizer.lr") == [0.7, 0.7]
 
 
 def test_a_wrong_override_is_told_as_one() -> None:

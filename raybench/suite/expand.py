@@ -57,12 +57,15 @@ class Suite:
         source: the file it came from.
         scale: the name of the scale, empty for a file without scales.
         document: the sections after scale and overrides, plain values.
+        base: what all runs share.
+        last: what the command line sets for all runs, whatever a case says.
     """
 
     source: Source
     scale: str
     document: dict[str, Any]
     base: list[Assignment]
+    last: list[Assignment]
     options: list[list[Option]]
     skip: list[Skip]
     derive: list[tuple[tuple[str, ...], Expression, Path]]
@@ -230,6 +233,8 @@ class Suite:
         put_all(config, option.sets, origins)
         for key, value in trial.items():
             put(config, Assignment(tuple(key.split(".")), value, option.search[key][1]), origins)
+
+        put_all(config, self.last, origins)
 
         def lookup(name: str) -> Any:
             return look_up(config, PROCEDURES, name)

@@ -180,19 +180,34 @@ def _override_section(
 
 
 def _override_axis(document: dict[str, Any], key: str, value: Any) -> bool:
-    sweep = document.get("sweep")
-    if not isinstance(sweep, list):
-        return False
-    replaced = [
-        {key: value if isinstance(value, list) else [value]}
-        if isinstance(axis, Mapping) and key in axis
-        else axis
-        for axis in sweep
-    ]
-    if replaced == sweep and not any(isinstance(a, Mapping) and key in a for a in sweep):
-        return False
-    document["sweep"] = replaced
-    return True
+    """Replace the values of every axis over `key`; return whether there is one.
+
+    What is given on the command line is searched no longer.
+    """
+    found: list[bool] = []
+
+    def search(body: Mapping[str, Any]) -> dict[str, Any]:
+        changed = dict(body)
+        if isinstance(changed.get("search"), Mapping):
+            changed["search"] = {k: v for k, v in changed["search"].items() if k != key}
+        if isinstance(changed.get("sweep"), list):
+            changed["sweep"] = [axis(each) for each in changed["sweep"]]
+        return changed
+
+    def axis(each: Any) -> Any:
+        if not isinstance(each, Mapping):
+            return each
+        if key in each:
+            found.append(True)
+            return {key: value if isinstance(value, list) else [value]}
+        if isinstance(each.get("cases"), Mapping):
+            cases = each["cases"]
+            inside = {n: search(b) if isinstance(b, Mapping) else b for n, b in cases.items()}
+            return {**each, "cases": inside}
+        return each
+
+    document.update(search(document))
+    return bool(found)
 
 
 def _sections(
@@ -215,8 +230,10 @@ def _sections(
                 Assignment((*prefix, *item.key), item.value, item.path)
                 for item in assignments(value, path)
             ]
-    for key, value in document.get("overrides", {}).items():
-        base.append(Assignment(tuple(key.split(".")), value, (COMMAND_LINE, key)))
+    last = [
+        Assignment(tuple(key.split(".")), value, (COMMAND_LINE, key))
+        for key, value in document.get("overrides", {}).items()
+    ]
     typed: dict[str, Any] = {}
     for name in ("tune", "seeds", "limits", "resources"):
         value = document.get(name)
@@ -234,6 +251,7 @@ def _sections(
         scale=scale,
         document=document,
         base=base,
+        last=last,
         options=options,
         skip=skips(document["skip"], skip_path, problems) if "skip" in document else [],
         derive=derivations(document["derive"], derive_path, problems)
