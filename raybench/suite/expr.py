@@ -55,7 +55,7 @@ class Expression:
     """A checked expression; `evaluate` gives its value for a run.
 
     Args:
-        text: such as `model.width // 32` or `optimizer.name == 'sgd' and seed > 3`.
+        text: such as `model.width // 32` or `optimizer.name == 'sgd' and model.width > 3`.
 
     Raises:
         ExpressionError: it is too long, cannot be parsed, or uses what is not allowed.

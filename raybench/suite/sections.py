@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raybench.errors import Path, Problem
 from raybench.rng import STREAMS
@@ -52,6 +52,12 @@ class Select(Spec):
     """Whether lower or higher is better."""
     at: Literal["final", "best"] = "final"
     """The value at the end, or the lowest over time."""
+
+    @model_validator(mode="after")
+    def _lowest_is_for_min(self) -> Self:
+        if self.mode == "max" and self.at == "best":
+            raise ValueError("at: best is the lowest value over time; with mode: max use at: final")
+        return self
 
 
 class Confirm(Spec):
