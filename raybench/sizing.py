@@ -38,6 +38,7 @@ class _Knowledge:
 
 
 _known: dict[tuple[str, str], _Knowledge] = {}
+_warm: set[str] = set()
 
 
 def lanes(batch: Batch, waiting: Sequence[Planned], device: torch.device) -> int:
@@ -87,6 +88,11 @@ def _best(
     known: _Knowledge, waiting: Sequence[Planned], most: int, device: torch.device, batch: Batch
 ) -> int:
     best = 1
+    if device.type not in _warm:
+        # The first steps of a process load kernels and vmap itself, which is nobody's cost.
+        _warm.add(device.type)
+        with contextlib.suppress(Exception):
+            timed(waiting[:2], device)
     for width in [*(c for c in CANDIDATES if c < most), most]:
         if width not in known.seconds:
             before = _memory(device)
@@ -100,7 +106,7 @@ def _best(
                 known.limit = width  # the next candidate, four times wider, would not fit
         if known.seconds[width] <= _GAIN * known.seconds[best]:
             best = width
-        elif known.seconds[width] > 1.5 * known.seconds[best]:
+        elif known.seconds[width] > 2 * known.seconds[best]:
             break
         if width >= known.limit:
             break
