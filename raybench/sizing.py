@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -50,7 +51,9 @@ def lanes(batch: Batch, waiting: Sequence[Planned], device: torch.device) -> int
     most = min(len(waiting), known.limit)
     if most == 1:
         return 1
-    return min(_best(known, waiting, most, device, batch), most)
+    best = min(_best(known, waiting, most, device, batch), most)
+    groups = math.ceil(len(waiting) / best)
+    return math.ceil(len(waiting) / groups)  # of equal size, rather than a small one at the end
 
 
 def remember_limit(batch: Batch, lanes: int) -> None:
