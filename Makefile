@@ -21,10 +21,10 @@ demo: $(STAMP)  ## run the quickstart suite, draw its figures, check its claims,
 	$(BIN)/raybench report results --suite quickstart
 
 test: $(STAMP)  ## the default tests, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-all: $(STAMP)  ## every test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 check: $(STAMP)  ## format, lint, types
 	$(BIN)/ruff format --check .

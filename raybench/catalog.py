@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Final
 
 from pydantic import BaseModel, TypeAdapter
 
 from raybench.data import DATA
+from raybench.errors import MissingError
 from raybench.models import MODELS
 from raybench.optim import OPTIMIZERS, SCHEDULES
 from raybench.probes import PROBES
@@ -128,9 +130,18 @@ def _axis() -> dict[str, Any]:
 
 def _procedure_fields() -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    for name in PROCEDURES:
-        fields |= _fields(PROCEDURES[name])
+    for cls in _loaded(PROCEDURES).values():
+        fields |= _fields(cls)
     return fields
+
+
+def _loaded(table: Table[Any]) -> dict[str, type[Spec]]:
+    """Return the classes that can be loaded: one broken plug-in does not hide the others."""
+    found = {}
+    for name in table:
+        with contextlib.suppress(MissingError):
+            found[name] = table[name]
+    return found
 
 
 def _spec(cls: type[Spec]) -> dict[str, Any]:
@@ -157,11 +168,11 @@ def _component(table: Table[Any]) -> dict[str, Any]:
     shapes = [
         {
             "type": "object",
-            "properties": {"name": {"const": name}, **_fields(table[name])},
+            "properties": {"name": {"const": name}, **_fields(cls)},
             "required": ["name"],
-            "description": (table[name].__doc__ or "").strip().splitlines()[0],
+            "description": (cls.__doc__ or "").strip().partition("\n")[0],
         }
-        for name in table
+        for name, cls in _loaded(table).items()
     ]
     partial = {"type": "object", "not": {"required": ["name"]}}
     return {"anyOf": [{"enum": table.names()}, *shapes, partial]}

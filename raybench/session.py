@@ -51,8 +51,8 @@ class Executor(Protocol):
 class Watcher(Protocol):
     """What shows the progress of a suite."""
 
-    def begin(self, phase: str, total: int, to_do: int) -> None:
-        """A phase of `total` runs begins, of which `to_do` are missing."""
+    def begin(self, phase: str, total: int, finished: int, to_do: int) -> None:
+        """A phase of `total` runs begins: `finished` are stored, `to_do` are carried out now."""
         ...
 
     def update(self, progress: Progress) -> None:
@@ -106,6 +106,12 @@ class Session:
         """
         suite = self.suite
         refuse_past_runs(suite)
+        if self.only is not None and not suite.tune:
+            known = {planned.run.run_id for planned in distinct(suite.runs)}
+            if not known & self.only:
+                raise NothingMatched(
+                    f"{suite.name} has no such run; give the scale and overrides it was run with"
+                )
         store = SuiteStore(self.root, suite.name)
         store.write_suite(resolved(suite))
         self._plan(store, suite.runs)
@@ -146,9 +152,12 @@ class Session:
             missing = [p for p in distinct(runs) if p.run.run_id in self.only]
         elif self.only_failed:
             missing = [p for p in missing if statuses.get(p.run.run_id) == FAILED]
-        self.watcher.begin(name, len(distinct(runs)), len(missing))
+        finished = len(distinct(runs)) - len(to_do(runs, statuses))
+        self.watcher.begin(name, len(distinct(runs)), finished, len(missing))
         if not missing:
             return 0
+        for procedure in {id(p.run.procedure): p.run.procedure for p in missing}.values():
+            procedure.require()
         if not executor:
             executor.append(self.make_executor())
         made = batches(
@@ -159,23 +168,50 @@ class Session:
             slots=executor[0].slots,
             fresh=self.only is not None,
         )
+        orphans = self._execute(made, store, executor[0], last=False)
+        if orphans:
+            # A process died under these runs, and one of them may have killed it: each goes on by
+            # itself, so that only the one at fault fails.
+            alone = batches(
+                orphans,
+                suite=self.suite.name,
+                scale=self.suite.scale,
+                resources=self.suite.resources.replace(batch=1),
+                slots=executor[0].slots,
+            )
+            self._execute(alone, store, executor[0], last=True)
+        return len(missing)
+
+    def _execute(
+        self, made: Sequence[Batch], store: SuiteStore, executor: Executor, *, last: bool
+    ) -> list[Planned]:
+        """Carry out batches; return the runs that died with others, unless this is the last try."""
         by_id = {batch.batch_id: batch for batch in made}
+        orphans: list[Planned] = []
 
         def on_progress(progress: Progress) -> None:
             if progress.finished:
-                self._account_for(by_id[progress.batch_id], progress, store)
+                batch = by_id[progress.batch_id]
+                lost = self._lost(batch, store)
+                if lost and not last and len(batch.runs) > 1:
+                    orphans.extend(lost)
+                    progress.reasons.clear()
+                elif lost:
+                    self._store_lost(batch, lost, progress, store)
             self.watcher.update(progress)
 
-        executor[0].run(made, store, on_progress)
-        return len(missing)
+        executor.run(made, store, on_progress)
+        return orphans
 
-    def _account_for(self, batch: Batch, progress: Progress, store: SuiteStore) -> None:
-        """Store a failed row for each run that a finished batch has left without any."""
+    def _lost(self, batch: Batch, store: SuiteStore) -> list[Planned]:
+        """Return the runs that a finished batch has left without a row."""
         part = store.read_part(batch.batch_id)
         have = set(part["runs"]["run_id"].to_pylist()) if part else set()
-        lost = [p for p in batch.runs if p.run.run_id not in have]
-        if not lost:
-            return
+        return [p for p in batch.runs if p.run.run_id not in have]
+
+    def _store_lost(
+        self, batch: Batch, lost: Sequence[Planned], progress: Progress, store: SuiteStore
+    ) -> None:
         reason = next(iter(progress.reasons), "the batch ended without this run")
         rows = [self._row(p, FAILED, reason, batch.batch_id) for p in lost]
         store.write_part(f"lost-{batch.batch_id}", runs_table(rows))
@@ -229,7 +265,8 @@ def resolved(suite: Suite) -> str:
     document = {
         **{key: value for key, value in suite.document.items() if key != "overrides"},
         "scale": suite.scale,
-        "overrides": suite.document.get("overrides", {}),
+        "file": suite.source.label.rpartition("/")[2],
+        "overrides": dict(suite.overrides),
         "environment": environment(),
     }
     text = io.StringIO()

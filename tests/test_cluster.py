@@ -95,7 +95,7 @@ class Watch:
     def __init__(self, then: Callable[[Progress], None] = lambda progress: None) -> None:
         self.update = then
 
-    def begin(self, phase: str, total: int, to_do: int) -> None:
+    def begin(self, phase: str, total: int, finished: int, to_do: int) -> None:
         pass
 
 

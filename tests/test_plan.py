@@ -176,7 +176,7 @@ class Watch:
         self.phases: list[tuple[str, int, int]] = []
         self.progress: list[Progress] = []
 
-    def begin(self, phase: str, total: int, to_do: int) -> None:
+    def begin(self, phase: str, total: int, finished: int, to_do: int) -> None:
         self.phases.append((phase, total, to_do))
 
     def update(self, progress: Progress) -> None:
@@ -530,6 +530,7 @@ def test_lanes_are_chosen_by_measurement(monkeypatch: pytest.MonkeyPatch) -> Non
         seen.append(len(group))
         return Clock(len(group))
 
+    monkeypatch.setattr(sizing, "_warm", {"cpu"})
     monkeypatch.setattr(sizing, "timed", timed)
     device = torch.device("cpu")
     assert sizing.lanes(batch, batch.runs, device) == 16

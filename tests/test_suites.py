@@ -49,7 +49,7 @@ STAND_INS = {
 
 
 class Silent:
-    def begin(self, phase: str, total: int, to_do: int) -> None:
+    def begin(self, phase: str, total: int, finished: int, to_do: int) -> None:
         pass
 
     def update(self, progress: Progress) -> None:

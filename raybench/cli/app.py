@@ -19,13 +19,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""One YAML file: tens of thousands of deep-learning runs on Ray, figures, checked claims.
-
-    Start with:  [bold]raybench run quickstart[/bold]   then   [bold]raybench report results[/bold]
-
-    Exit codes: 0 done; 1 finished, some runs failed; 2 usage; 3 invalid suite; 4 refused (limits);
-    5 nothing matched; 6 no cluster, or store not writable; 7 a component is missing; 8 a claim
-    failed in verify; 130 interrupted, everything finished is kept: the same command goes on.""",
+    help=(
+        "One YAML file: tens of thousands of deep-learning runs on Ray, figures, checked claims."
+        "\n\nStart with:  [bold]raybench run quickstart[/bold]   then   "
+        "[bold]raybench report results[/bold]\n\n"
+        "Exit codes: 0 done; 1 finished, some runs failed; 2 usage; 3 invalid suite; 4 refused "
+        "(limits); 5 nothing matched; 6 no cluster, or store not writable; 7 a component is "
+        "missing; 8 a claim failed in verify; 130 interrupted: everything finished is kept, and "
+        "the same command goes on."
+    ),
 )
 
 _RUN, _SEE, _KNOW = "Run", "Results", "Look up"
@@ -43,6 +45,9 @@ app.command("ls", rich_help_panel=_KNOW)(browse.ls)
 app.command("show", rich_help_panel=_KNOW)(browse.show_one)
 app.command("schema", rich_help_panel=_KNOW)(browse.schema)
 app.command("doctor", rich_help_panel=_KNOW)(browse.doctor)
+
+
+_INTERRUPTED = 130
 
 
 def _version(value: bool) -> None:
@@ -71,9 +76,10 @@ def main() -> None:
     except RaybenchError as error:
         errors.print(str(error), style="red" if error.exit_code != 3 else None, markup=False)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        errors.print("interrupted; what has finished is kept, the same command goes on")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # what typer makes of Ctrl-C
+            errors.print("interrupted; what has finished is kept, the same command goes on")
+        raise
     except BrokenPipeError:
         # `raybench ... | head` closed the pipe: not an error, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

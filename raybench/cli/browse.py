@@ -61,8 +61,11 @@ def show_one(
 
     found = [(kind, table) for kind, table in TABLES.items() if name in table]
     if not found and name in bundled():
-        path, _ = find(name)
-        output.print(path.read_text(encoding="utf-8"), markup=False)
+        text = find(name)[0].read_text(encoding="utf-8")
+        if as_json:
+            print_json({"name": name, "kind": "suite", "text": text})
+        else:
+            output.print(text, markup=False)
         return
     if not found:
         known = [*bundled(), *(each for table in TABLES.values() for each in table)]

@@ -32,14 +32,26 @@ def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str = "") -
     if as_json:
         print_json(rows)
         return
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     names = list(dict.fromkeys(name for row in rows for name in row))
+    if not output.is_terminal:
+        _plain_table(rows, names, title)
+        return
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for name in names:
         numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
         table.add_column(name, justify="right" if numeric else "left", no_wrap=numeric)
     for row in rows:
         table.add_row(*(Text(cell(row.get(name))) for name in names))
     output.print(table)
+
+
+def _plain_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> None:
+    """Print aligned columns, a row a line and never wrapped: for pipes and files."""
+    cells = [list(names), *([cell(row.get(name)) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
+    text = "\n".join(line.rstrip() for line in lines)
+    sys.stdout.write((f"{title}\n" if title else "") + text + "\n")
 
 
 def print_json(value: Any) -> None:
@@ -89,26 +101,25 @@ class LiveLine:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._phase = ""
         self._total = 0
-        self._before = 0
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._lanes: dict[str, int] = {}
         self._began = time.monotonic()
         self._printed = 0.0
+        self._shown = 0
         self._live: Live | None = None
 
-    def begin(self, phase: str, total: int, to_do: int) -> None:
+    def begin(self, phase: str, total: int, finished: int, to_do: int) -> None:
         """Show that a phase begins."""
         self.close()
-        self._phase, self._total, self._before = phase, total, total - to_do
+        self._total = to_do
         self._counts, self._lanes = Counter(), {}
         self._began = time.monotonic()
         self._printed = self._began
         what = "runs" if phase == "run" else f"{phase} runs"
         errors.print(
-            f"{self._name}: {total:,} {what}, {self._before:,} finished before, {to_do:,} to do"
+            f"{self._name}: {total:,} {what}, {finished:,} finished before, {to_do:,} to do"
         )
         if to_do and errors.is_terminal:
             self._live = Live(console=errors, refresh_per_second=4, transient=True)
@@ -127,19 +138,20 @@ class LiveLine:
         elif time.monotonic() - self._printed > _PLAIN_SECONDS:
             self._printed = time.monotonic()
             errors.print(self._text())
+            self._shown = sum(self._counts.values())
 
     def close(self) -> None:
         """Leave the last state on the screen."""
         if self._live is not None:
             self._live.stop()
             self._live = None
-        if self._counts:
+        if sum(self._counts.values()) > self._shown:
             errors.print(self._text())
-            self._counts = Counter()
+        self._counts, self._shown = Counter(), 0
 
     def _text(self) -> Text:
         new = sum(self._counts.values())
-        done, seconds = self._before + new, time.monotonic() - self._began
+        done, seconds = new, time.monotonic() - self._began
         rate = new / seconds if seconds else 0.0
         left = self._total - done
         share = done / self._total if self._total else 1.0

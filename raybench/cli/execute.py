@@ -93,11 +93,24 @@ def run(  # noqa: PLR0913  (each is an option of the command)
         raise typer.Exit(1)
 
 
-def retry(run_ids: Sequence[str], store: Path, suite: str, in_process: bool) -> None:
-    """Run given runs of a suite again, whatever became of them."""
-    made = load(suite, [], None)
-    outcome = _carry_out(made, store, _executor(None, in_process, None), only=frozenset(run_ids))
+def retry(
+    run_ids: Sequence[str],
+    suite: str,
+    words: Sequence[str],
+    scale: str | None,
+    store: Path,
+    in_process: bool,
+) -> None:
+    """Run given runs of a suite again, whatever became of them; exit 1 if one fails."""
+    made = load(suite, words, scale)
+    only = frozenset(run_ids)
+    outcome = _carry_out(made, store, _executor(None, in_process, None), only=only)
     errors.print(f"{outcome.executed} runs carried out again")
+    from raybench.store import SuiteStore
+
+    statuses = SuiteStore(store, made.name).statuses()
+    if any(statuses.get(run_id) == "failed" for run_id in only):
+        raise typer.Exit(1)
 
 
 def _carry_out(
@@ -143,7 +156,10 @@ def _print_outcome(
     for arm in summary["arms_without_a_pick"]:
         output.print(f"  no trial of arm {arm} came to an end: nothing to confirm")
     output.print(f"results: {store / made.name}")
-    output.print(f"next:    raybench report {store}   raybench verify {store}")
+    from raybench.analysis import MODULES
+
+    verify = f"   raybench verify {store}" if made.name.replace("_", "-") in MODULES else ""
+    output.print(f"next:    raybench report {store}{verify}")
 
 
 def plan(
@@ -257,6 +273,9 @@ def _print_plan(
         output.print(f"{count:,} skipped: {reason}")
     if made.num_confirmations:
         output.print(f"then {made.num_confirmations:,} confirmation runs, chosen by the search")
+    if not cost.keys and not made.num_confirmations:
+        output.print("nothing to do")
+        return
     if cost.problem:
         output.print(f"some runs could not be measured: {cost.problem}", markup=False)
     if math.isnan(cost.seconds):
@@ -317,10 +336,14 @@ def validate(
 
     lines: list[str] = []
     checked: list[dict[str, Any]] = []
+    unknown: UsageError | None = None
     for name in suites:
-        path, label = find(name)
         try:
+            path, label = find(name)
             source = reader.read(path, label)
+        except UsageError as error:
+            unknown = unknown or error
+            continue
         except SuiteError as error:
             lines += error.lines
             continue
@@ -339,8 +362,12 @@ def validate(
     for row in checked:
         at = f" at scale {row['scale']}" if row["scale"] else ""
         output.print(f"{row['suite']}{at}: valid, {row['runs']:,} runs")
+    if unknown is not None:
+        errors.print(str(unknown), style="red", markup=False)
     if lines:
         raise SuiteError(lines)
+    if unknown is not None:
+        raise typer.Exit(unknown.exit_code)
 
 
 def bench(

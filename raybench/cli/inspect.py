@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,7 +31,11 @@ Where = Annotated[
 ]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="At most this many rows.")]
 
-runs = typer.Typer(no_args_is_help=True, help="The runs of a store: ls, show, logs, retry.")
+runs = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="The runs of a store: ls, show, logs, retry.\n\nExample:  raybench runs ls results",
+)
 
 
 def status(
@@ -165,6 +171,10 @@ def runs_retry(
     store: Annotated[Path, typer.Option("-o", "--store", envvar="RAYBENCH_STORE")] = Path(
         "results"
     ),
+    scale: Annotated[str | None, typer.Option("--scale", help="As the runs were run.")] = None,
+    words: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, as the runs were run.")
+    ] = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="Without Ray.")] = False,
 ) -> None:
     """Run given runs again, whatever became of them.
@@ -173,7 +183,8 @@ def runs_retry(
     """
     from raybench.cli.execute import retry
 
-    retry([str(_one(store, run_id)["run_id"]) for run_id in run_ids], store, suite, in_process)
+    ids = [str(_one(store, run_id)["run_id"]) for run_id in run_ids]
+    retry(ids, suite, words or [], scale, store, in_process)
 
 
 def _only(suite: str | None) -> list[str]:
@@ -361,7 +372,10 @@ def _write_report(store: Path, suite: str, scale: str | None) -> tuple[Path, Seq
     drawn = _render(store, suite, chosen)
     text, document = _resolved(store / suite / "suite.yaml")
     environment = document.get("environment", {})
-    at = f" --scale {document['scale']}" if document.get("scale") else ""
+    command = f"raybench run {suite if suite in bundled() else document.get('file', suite)}"
+    command += f" --scale {document['scale']}" if document.get("scale") else ""
+    given = document.get("overrides") or {}
+    command += "".join(f" {shlex.quote(f'{key}={_flow(value)}')}" for key, value in given.items())
     data = page.ReportData(
         title=suite,
         description=str(document.get("description", "")),
@@ -373,10 +387,15 @@ def _write_report(store: Path, suite: str, scale: str | None) -> tuple[Path, Seq
         failures=page.failures(tables.runs),
         suite_yaml=text,
         environment=[(str(key), str(value)) for key, value in environment.items()],
-        commands=[f"raybench run {suite}{at}", f"raybench verify {store}"],
+        commands=[command, f"raybench verify {store}"],
         generated=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
     return page.write_report(store / suite / f"report-{chosen}.html", data), drawn
+
+
+def _flow(value: Any) -> str:
+    """Return a value as YAML on one line, which JSON is."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _resolved(path: Path) -> tuple[str, dict[str, Any]]:

@@ -30,6 +30,10 @@ def prepare(address: str | None) -> None:
     """
     for name, value in _QUIET_AND_FAST.items():
         os.environ.setdefault(name, value)
+    if address is None:
+        # Ray 2.60 turns 127.0.0.1 into the machine's own address unless it believes that clusters
+        # are off; then all its processes listen on loopback only.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if "RAY_AUTH_MODE" in os.environ or "ray" in sys.modules:
         return
     if address is None:

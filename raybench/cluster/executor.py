@@ -8,9 +8,12 @@ not walk all trials.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
+import socket
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -45,14 +48,15 @@ class RayExecutor:
     def __init__(self, address: str | None = None, cpus: int | None = None) -> None:
         self._folder: Path | None = None
         for name in ("ray", "ray.tune", "ray.data", "ray.train"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
             if address is None:
                 self._start(cpus, quiet)
             else:
+                _knock(address)
                 ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             self._remove_folder()
             said = (str(error).strip().splitlines() or ["no reason given"])[0]
             where = f"the Ray cluster at {address}" if address else "a local Ray"
@@ -91,6 +95,19 @@ class RayExecutor:
         slots = max(1, int(self.slots / resources.cpu))
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(2, min(slots, 16)))
         folder = self._folder or Path(tempfile.mkdtemp(prefix="raybench-"))
+        # Ray prints about lost workers; standard output belongs to what a verb answers.
+        with contextlib.redirect_stdout(sys.stderr):
+            self._run_trials(batches, store, on_progress, folder)
+        shutil.rmtree(folder / "tune", ignore_errors=True)
+
+    def _run_trials(
+        self,
+        batches: Sequence[Batch],
+        store: SuiteStore,
+        on_progress: Callable[[Progress], None],
+        folder: Path,
+    ) -> None:
+        resources = batches[0].resources
         tune.run(
             BatchTrainable,
             name="tune",
@@ -106,7 +123,6 @@ class RayExecutor:
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         )
-        shutil.rmtree(folder / "tune", ignore_errors=True)
 
     def _start(self, cpus: int | None, quiet: Mapping[str, Any]) -> None:
         # A folder of its own: nothing stays in /tmp, and no other user can read what is in it.
@@ -116,7 +132,7 @@ class RayExecutor:
             num_cpus=cpus,
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
-            _temp_dir=str(self._folder),
+            _temp_dir=str(self._folder / "ray"),  # Ray opens its own folder to everybody
             object_store_memory=128 * 2**20,
             **quiet,
         )
@@ -221,8 +237,16 @@ class _Relay(tune.Callback):  # type: ignore[misc]
 
 
 def _cause(trial: Any) -> str:
-    text = str(trial.get_error() or "").strip()
+    file = Path(trial.error_file or "")
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if "ActorDiedError" in text or "ActorUnavailableError" in text:
+    if "actor died" in text or "worker process has died" in text or "ActorDiedError" in text:
         return "the worker process died (killed, or out of memory)"
     return lines[-1][:300] if lines else "the batch failed without a message"
+
+
+def _knock(address: str) -> None:
+    """Raise OSError at once if nothing listens at `host:port`, for which Ray would wait minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()

@@ -80,6 +80,9 @@ class Data(Spec, ABC):
     def pool(self, seed: Seed) -> Pool:
         """Return all rows; a set that is not generated ignores `seed` and loads only once."""
 
+    def require(self) -> None:
+        """Raise MissingError if what loads the set is not installed."""
+
     @final
     def draw(self, seed: Seed) -> Dataset:
         """Return the splits of the run with `seed`.

@@ -93,7 +93,11 @@ class Hub(Data):
         own = set(Hub.model_fields) - set(Data.model_fields)
         # Equal for all entries and splits that read the same rows, so they share one pool.
         source = Hub.model_construct(own, **{field: getattr(self, field) for field in own})
-        return _load(source, os.environ.get(FOLDER))
+        return _loaded_once(source, os.environ.get(FOLDER))
+
+    def require(self) -> None:
+        """Ask for the libraries of the extra `data`."""
+        _library(self.path)
 
 
 class Mnist(Hub):
@@ -143,6 +147,20 @@ class SVHN(Hub):
     std: Std = (0.1980, 0.2010, 0.1970)
 
 
+_unavailable: dict[tuple[Hub, str | None], str] = {}
+
+
+def _loaded_once(source: Hub, root: str | None) -> Pool:
+    # Also a failure is kept: without a network each attempt takes the hub's client half a minute.
+    if (source, root) in _unavailable:
+        raise UnavailableError(_unavailable[source, root])
+    try:
+        return _load(source, root)
+    except UnavailableError as error:
+        _unavailable[source, root] = str(error)
+        raise
+
+
 @lru_cache(maxsize=4)
 def _load(source: Hub, root: str | None) -> Pool:
     parts = _parts(source, root)
@@ -163,16 +181,22 @@ def _load(source: Hub, root: str | None) -> Pool:
     )
 
 
-def _parts(source: Hub, root: str | None) -> list[Any]:
-    """Return the training part, and the test part if the set has one, as `datasets.Dataset`s."""
+def _library(path: str) -> Any:
+    """Return the module `datasets`, if it and what it decodes images with are installed."""
     try:
         import datasets
         import PIL  # noqa: F401  (decodes the images)
     except ImportError as error:
         raise MissingError(
-            f"data set {source.path!r} needs {error.name}: "
+            f"data set {path!r} needs {error.name}: "
             'pip install "raybench[data]", on every machine of the cluster'
         ) from error
+    return datasets
+
+
+def _parts(source: Hub, root: str | None) -> list[Any]:
+    """Return the training part, and the test part if the set has one, as `datasets.Dataset`s."""
+    datasets = _library(source.path)
     splits = [s for s in (source.train_split, source.test_split) if s is not None]
     folder = Path(root or "", source.path)
     local = bool(root) and folder.is_dir()

@@ -25,6 +25,9 @@ class Procedure(Spec, ABC):
         """Return why this combination cannot be run, to be recorded as skipped; or None."""
         return None
 
+    def require(self) -> None:
+        """Raise MissingError if something that it needs is not installed."""
+
     @abstractmethod
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Carry out the runs, one in each lane, and record what they measure.

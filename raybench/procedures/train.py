@@ -56,6 +56,10 @@ class Train(Procedure):
     record: Record = Record()
     """What is measured."""
 
+    def require(self) -> None:
+        """Ask the data set."""
+        self.data.require()
+
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Train the runs side by side."""
         course = Course(lanes, runs)

@@ -59,6 +59,7 @@ class Suite:
         document: the sections after scale and overrides, plain values.
         base: what all runs share.
         last: what the command line sets for all runs, whatever a case says.
+        overrides: all that the command line changed, as it was given.
     """
 
     source: Source
@@ -73,6 +74,7 @@ class Suite:
     limits: Limits
     resources: Resources
     tune: Tune | None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     origins: dict[str, Path] = field(default_factory=dict)
 
     @property

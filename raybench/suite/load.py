@@ -55,6 +55,7 @@ def load(
     _override(document, origins, overrides or {}, problems)
     _check_document(document, origins, problems)
     made = _sections(source, chosen, document, origins, problems)
+    made.overrides = dict(overrides or {})
     problems = [_relocated(problem, scales.get(chosen, {}), chosen) for problem in problems]
     if problems:
         raise source.fail(problems)

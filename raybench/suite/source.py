@@ -19,7 +19,7 @@ from ruamel.yaml.scalarfloat import ScalarFloat
 from ruamel.yaml.scalarint import ScalarInt
 from ruamel.yaml.scalarstring import ScalarString
 
-from raybench.errors import Path, Problem, SuiteError
+from raybench.errors import Path, Problem, SuiteError, UsageError
 
 COMMAND_LINE = "the command line"
 """First part of the path of a value that came from `KEY=VALUE`."""
@@ -122,8 +122,8 @@ def parse_value(text: str) -> Any:
     try:
         root = YAML(typ="rt", pure=True).load(io.StringIO(text))
     except Exception as error:  # noqa: BLE001  (as in `parse`)
-        said = (str(error).splitlines() or ["malformed"])[0][:200]
-        raise SuiteError([f"{text!r} is not a YAML value: {said}"]) from None
+        said = getattr(error, "problem", None) or "malformed"
+        raise UsageError(f"{text!r} is not a YAML value: {said}") from None
     return _Reader("the command line").plain(root, ())
 
 
