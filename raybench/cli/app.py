@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from raybench.cli import browse, execute, inspect
+from raybench.cli import browse, execute, inspect, present
 from raybench.cli.console import errors
 from raybench.errors import RaybenchError
 
@@ -37,9 +37,9 @@ app.command("validate", rich_help_panel=_RUN)(execute.validate)
 app.command("bench", rich_help_panel=_RUN)(execute.bench)
 app.command("status", rich_help_panel=_SEE)(inspect.status)
 app.add_typer(inspect.runs, name="runs", rich_help_panel=_SEE)
-app.command("figures", rich_help_panel=_SEE)(inspect.figures)
-app.command("report", rich_help_panel=_SEE)(inspect.report)
-app.command("verify", rich_help_panel=_SEE)(inspect.verify)
+app.command("figures", rich_help_panel=_SEE)(present.figures)
+app.command("report", rich_help_panel=_SEE)(present.report)
+app.command("verify", rich_help_panel=_SEE)(present.verify)
 app.command("query", rich_help_panel=_SEE)(inspect.query)
 app.command("ls", rich_help_panel=_KNOW)(browse.ls)
 app.command("show", rich_help_panel=_KNOW)(browse.show_one)

@@ -1,29 +1,21 @@
-"""Verbs that read results: status, runs, figures, report, verify, query."""
+"""Verbs that read results: status, runs, query."""
 
 from __future__ import annotations
 
-import json
-import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from raybench.cli.console import cell, errors, output, print_json, show
-from raybench.cli.suites import bundled
-from raybench.errors import NothingMatched, RaybenchError, UsageError
-
-if TYPE_CHECKING:
-    from raybench.analysis.figure import Rendered, Tables
+from raybench.errors import NothingMatched, UsageError
 
 StoreArgument = Annotated[
     Path, typer.Argument(metavar="[STORE]", envvar="RAYBENCH_STORE", help="Folder of the results.")
 ]
 SuiteOption = Annotated[str | None, typer.Option("--suite", help="One suite of the store.")]
-ScaleOption = Annotated[str | None, typer.Option("--scale", help="Default: the one run last.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Where = Annotated[
     str | None,
@@ -237,173 +229,3 @@ def _sql(store: Path, sql: str, limit: int) -> list[dict[str, Any]]:
     if len(rows) > limit:
         errors.print(f"the first {limit:,} rows; --limit shows more")
     return [dict(zip(names, row, strict=True)) for row in rows[:limit]]
-
-
-def figures(
-    target: Annotated[
-        str, typer.Argument(metavar="[STORE|SUITE]", help="A store, or a suite in ./results.")
-    ] = "results",
-    suite: SuiteOption = None,
-    scale: ScaleOption = None,
-    as_json: Json = False,
-) -> None:
-    """Draw the figures of a store's suites: PNG, SVG, and the data behind each as CSV.
-
-    Example:  raybench figures results
-    """
-    rows = []
-    for store, name in _targets(target, suite):
-        rows += [
-            {
-                "suite": name,
-                "figure": drawn.name,
-                "file": str(drawn.png) if drawn.png else f"not drawn: {drawn.missing}",
-            }
-            for drawn in _render(store, name, scale)
-        ]
-    show(rows, as_json=as_json)
-
-
-def verify(
-    store: StoreArgument = Path("results"),
-    suite: SuiteOption = None,
-    scale: ScaleOption = None,
-    as_json: Json = False,
-) -> None:
-    """Check the claims of each suite against the tables: PASS, FAIL or NOT RUN.
-
-    Exits with 8 if a claim fails.
-
-    Example:  raybench verify results
-    """
-    from raybench.analysis import figures_for
-    from raybench.analysis.figure import evaluate
-
-    rows = []
-    for folder, name in _targets(str(store), suite):
-        tables = _tables(folder, name, scale)
-        for figure in figures_for(name).values():
-            rows += [
-                {
-                    "verdict": checked.verdict.status,
-                    "suite": name,
-                    "claim": checked.claim.text,
-                    "measured": checked.verdict.measured,
-                    "threshold": checked.verdict.threshold,
-                    "source": checked.claim.source,
-                }
-                for checked in evaluate(figure, tables).verdicts
-            ]
-    if as_json:
-        print_json(rows)
-    else:
-        for row in rows:
-            colour = {"PASS": "green", "FAIL": "red"}.get(str(row["verdict"]), "yellow")
-            output.print(str(row["verdict"]), style=colour, end="  ")
-            output.print(f"{row['suite']}: {row['claim']}", markup=False)
-            output.print(
-                f"      measured {cell(row['measured'])}; needs {row['threshold']}; "
-                f"from {row['source']}",
-                markup=False,
-            )
-    if not rows:
-        raise NothingMatched(f"the suites in {store} make no claims")
-    if any(row["verdict"] == "FAIL" for row in rows):
-        raise typer.Exit(8)
-
-
-def report(
-    store: StoreArgument = Path("results"),
-    suite: SuiteOption = None,
-    scale: ScaleOption = None,
-    as_json: Json = False,
-) -> None:
-    """Write one self-contained HTML page for each suite: figures, claims, failures, environment.
-
-    Example:  raybench report results
-    """
-    rows = []
-    for folder, name in _targets(str(store), suite):
-        path, drawn = _write_report(folder, name, scale)
-        rows += [{"suite": name, "what": d.name, "file": str(d.png)} for d in drawn if d.png]
-        rows.append({"suite": name, "what": "report", "file": str(path)})
-    show(rows, as_json=as_json)
-
-
-def _targets(target: str, suite: str | None) -> Iterator[tuple[Path, str]]:
-    """Yield the store and the name of each suite that is meant."""
-    from raybench import store as results
-
-    path = Path(target)
-    if not path.exists() and (target in bundled() or target.endswith((".yaml", ".yml"))):
-        path, suite = Path("results"), Path(target).stem
-    elif path.is_file():
-        path, suite = Path("results"), path.stem
-    if suite is not None:
-        yield path, suite
-        return
-    for name in results.suites(path):
-        yield path, name
-
-
-def _tables(store: Path, suite: str, scale: str | None) -> Tables:
-    from raybench.analysis.figure import Tables
-    from raybench.store import table
-
-    return Tables(table(store, suite, scale=scale), table(store, suite, "metrics", scale))
-
-
-def _render(store: Path, suite: str, scale: str | None) -> Sequence[Rendered]:
-    from raybench.analysis import figures_for
-    from raybench.analysis.figure import render
-    from raybench.store import scales
-
-    chosen = scale or scales(store, suite)[0]
-    folder = store / suite / "figures" / chosen
-    return render(figures_for(suite), _tables(store, suite, scale), folder)
-
-
-def _write_report(store: Path, suite: str, scale: str | None) -> tuple[Path, Sequence[Rendered]]:
-    from raybench import page
-    from raybench.store import scales
-
-    chosen = scale or scales(store, suite)[0]
-    tables = _tables(store, suite, chosen)
-    drawn = _render(store, suite, chosen)
-    text, document = _resolved(store / suite / "suite.yaml")
-    environment = document.get("environment", {})
-    command = f"raybench run {suite if suite in bundled() else document.get('file', suite)}"
-    command += f" --scale {document['scale']}" if document.get("scale") else ""
-    given = document.get("overrides") or {}
-    command += "".join(f" {shlex.quote(f'{key}={_flow(value)}')}" for key, value in given.items())
-    data = page.ReportData(
-        title=suite,
-        description=str(document.get("description", "")),
-        paper=str(document.get("paper", "")),
-        scale=chosen,
-        protocol=page.protocol(tables.runs),
-        counts=page.counts(tables.runs),
-        figures=drawn,
-        failures=page.failures(tables.runs),
-        suite_yaml=text,
-        environment=[(str(key), str(value)) for key, value in environment.items()],
-        commands=[command, f"raybench verify {store}"],
-        generated=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-    )
-    return page.write_report(store / suite / f"report-{chosen}.html", data), drawn
-
-
-def _flow(value: Any) -> str:
-    """Return a value as YAML on one line, which JSON is."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _resolved(path: Path) -> tuple[str, dict[str, Any]]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    text = path.read_text(encoding="utf-8")
-    try:
-        return text, YAML(typ="safe", pure=True).load(text) or {}
-    except YAMLError as error:
-        raise RaybenchError(f"{path} is damaged: {error}; run the suite again") from error
