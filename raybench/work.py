@@ -100,8 +100,6 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Iterator[Progress
     have = set(kept["runs"]["run_id"].to_pylist()) if kept else set()
     waiting = [planned for planned in batch.runs if planned.run.run_id not in have]
     progress = Progress(batch.batch_id)
-    if have:
-        progress.statuses.update(kept["runs"]["status"].to_pylist())
     flushed = time.monotonic()
     pending = False
     try:

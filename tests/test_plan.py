@@ -487,7 +487,7 @@ def test_a_batch_begun_before_goes_on_where_it_was(tmp_path: Path) -> None:
     part = Batch(batch.batch_id, "tiny", "", batch.runs[:2], batch.resources)
     list(work.run_batch(part, store, "first"))
     told = sum((p.statuses for p in work.run_batch(batch, store, "second")), Counter())
-    assert told == Counter(done=5)
+    assert told == Counter(done=3), "what was stored before was told before"
     rows = store.read_part(batch.batch_id)
     assert rows is not None
     engines = dict(
