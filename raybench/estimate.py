@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import torch
+
 from raybench import sizing
 from raybench.plan import Batch, batches
 from raybench.suite import Planned, Resources
@@ -34,6 +36,7 @@ class Estimate:
         keys: batch keys in all; the time of the others is that of their nearest neighbours.
         lanes: how the runs of a batch were fused when they were measured.
         problem: why some runs could not be measured; times are nan if none could.
+        on_gpu: whether it was measured on a GPU.
     """
 
     seconds: float
@@ -44,6 +47,7 @@ class Estimate:
     keys: int
     lanes: int
     problem: str = ""
+    on_gpu: bool = False
 
 
 def estimate(
@@ -89,6 +93,7 @@ def estimate(
         keys=len(groups),
         lanes=lanes,
         problem=problem,
+        on_gpu=bool(todo) and device_for(_alone(todo[0], resources)).type == "cuda",
     )
 
 
@@ -103,12 +108,13 @@ def _measure(
     Keys are taken from both ends inward, so that the smallest and the largest are among them.
     """
     began = time.monotonic()
+    torch.set_num_threads(max(1, int(resources.cpu)))  # as the workers will have it
     lanes, recordings, problem = 1, 1, ""
     for key in _spread([key for key in groups if key not in known]):
         members = groups[key]
         asked = resources.lanes if isinstance(resources.lanes, int) else _PROBE_LANES
         width = min(largest[key], asked)
-        device = device_for(Batch("", "", "", tuple(members[:width]), resources))
+        device = device_for(_alone(members[0], resources))
         try:
             clock = sizing.timed(members[:width], device)
         except Exception as error:  # noqa: BLE001  (running it will say more; this only estimates)
@@ -119,6 +125,10 @@ def _measure(
         if time.monotonic() - began > _PROBE_SECONDS:
             break
     return lanes, recordings, problem
+
+
+def _alone(planned: Planned, resources: Resources) -> Batch:
+    return Batch("", "", "", (planned,), resources)
 
 
 def _spread(keys: Sequence[str]) -> list[str]:

@@ -287,6 +287,8 @@ def _print_plan(
         f"{size(cost.disk_bytes)} of results; "
         f"from {cost.measured} of {cost.keys} shapes measured at up to {cost.lanes} lanes"
     )
+    if made.resources.gpu and not cost.on_gpu:
+        output.print("measured without a GPU, which the suite asks for: one will be faster")
 
 
 def _refuse_past_limits(made: Suite, store: Path, jobs: int | None) -> None:
