@@ -484,7 +484,7 @@ def test_three_mistakes_in_the_runs_are_told_together_and_once() -> None:
         ),
         (
             "sweep: [{model.widht: [1]}]",
-            "9:23: sweep[0].model.widht[0]: unknown key 'widht' of mlp;",
+            "9:10: sweep[0].model.widht: unknown key 'widht' of mlp;",
         ),
         (
             "sweep: [{cases: {a: {}}, az: b}]",
@@ -959,3 +959,14 @@ def test_a_trial_that_diverged_is_never_the_best(mode: str) -> None:
 def test_a_suite_without_tune_has_nothing_to_confirm() -> None:
     assert suite().confirmations({}) == ([], [])
     assert suite().num_confirmations == 0
+
+
+def test_mistakes_of_sections_and_of_runs_are_told_together() -> None:
+    text = HEAD.replace("name: sgd", "name: sgdd") + "limits: {runs: many}\n"
+    text += "sweep: [{model.widht: [1, 2]}]\ntune: {trials: 0}\n"
+    with pytest.raises(SuiteError) as caught:
+        load(parse(text, "suite.yaml"))
+    said = "\n".join(caught.value.lines)
+    assert len(caught.value.lines) == 4
+    for mistake in ("'sgdd'", "limits.runs", "sweep[0].model.widht: unknown key", "tune.trials"):
+        assert mistake in said

@@ -95,6 +95,17 @@ class Suite:
             raise self.source.fail(problems)
         return found
 
+    def mistakes(self) -> list[Problem]:
+        """Return what is wrong with the runs of a suite whose sections have mistakes themselves.
+
+        What may only be missing because a section could not be read is left out.
+        """
+        problems: list[Problem] = []
+        for _ in self._expand(problems):
+            pass
+        follow = ("needs a value", "needs a name", "no procedure", "unknown name", "needs a `tune`")
+        return [p for p in problems if not any(text in p.message for text in follow)]
+
     @cached_property
     def arms(self) -> list[Arm]:
         """The arms of a tuned suite in the order of the sweep; empty for any other."""
@@ -293,5 +304,7 @@ class Suite:
             if path == ("name",):
                 path = ("procedure",)
             where = origin(origins, path)
+            while problem.on_key and where and isinstance(where[-1], int):
+                where = where[:-1]  # the key of an axis is wrong, not one of its values
             located.append(Problem(where, problem.message, problem.on_key))
         return located or found

@@ -56,6 +56,8 @@ def load(
     _check_document(document, origins, problems)
     made = _sections(source, chosen, document, origins, problems)
     made.overrides = dict(overrides or {})
+    if problems:
+        problems += made.mistakes()
     problems = [_relocated(problem, scales.get(chosen, {}), chosen) for problem in problems]
     if problems:
         raise source.fail(problems)
