@@ -25,6 +25,14 @@ from raybench.store import SuiteStore
 from raybench.suite import read
 
 COMMAND = Path(sys.executable).parent / "raybench"
+INTERRUPTIBLE = [
+    sys.executable,
+    "-c",
+    "import os, signal, sys\n"
+    "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+    "os.execv(sys.argv[1], sys.argv[1:])",
+]
+"""Before a command that is to hear of SIGINT: a shell's background jobs are started deaf to it."""
 SMALL = """\
 version: 1
 name: small
@@ -482,7 +490,7 @@ def test_a_failing_claim_is_8(tmp_path: Path) -> None:
 def test_an_interrupted_run_keeps_all_and_goes_on(tmp_path: Path) -> None:
     path = written(tmp_path, SMALL)
     words = ["steps=600it", "data.train=512", "seeds=30", "resources.lanes=1"]
-    command = [COMMAND, "run", "small.yaml", *words, "--in-process"]
+    command = [*INTERRUPTIBLE, COMMAND, "run", "small.yaml", *words, "--in-process"]
     with subprocess.Popen(
         command,
         cwd=tmp_path,

@@ -34,6 +34,14 @@ from raybench.work import Progress
 pytestmark = pytest.mark.ray
 
 COMMAND = Path(sys.executable).parent / "raybench"
+INTERRUPTIBLE = [
+    sys.executable,
+    "-c",
+    "import os, signal, sys\n"
+    "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+    "os.execv(sys.argv[1], sys.argv[1:])",
+]
+"""Before a command that is to hear of SIGINT: a shell's background jobs are started deaf to it."""
 SUITE = """\
 version: 1
 name: both
@@ -399,7 +407,7 @@ def test_a_killed_driver_is_made_up_for(
     ending: signal.Signals, elsewhere: dict[str, str], tmp_path: Path, plugin: Path
 ) -> None:
     (tmp_path / "both.yaml").write_text(SUITE)
-    command = [COMMAND, "run", "both.yaml", "-j", "2", *words(SLOW)]
+    command = [*INTERRUPTIBLE, COMMAND, "run", "both.yaml", "-j", "2", *words(SLOW)]
     with subprocess.Popen(
         command, cwd=tmp_path, env=elsewhere, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as driver:
