@@ -13,7 +13,7 @@ import typer
 
 from raybench.cli.console import LiveLine, duration, errors, output, print_json, show, size
 from raybench.cli.suites import load
-from raybench.errors import RefusedError, SuiteError, UsageError
+from raybench.errors import NothingMatched, RefusedError, SuiteError, UsageError
 
 if TYPE_CHECKING:
     from raybench.estimate import Estimate
@@ -217,8 +217,8 @@ def _counts(
         try:
             frame = table(store, made.name, scale=made.scale or None)
             walls = dict(zip(frame["run_id"], frame["wall_s"], strict=True))
-        except Exception:  # noqa: BLE001  (an older plan; the time is then measured)
-            walls = {}
+        except NothingMatched:
+            walls = {}  # never planned at this scale: the time is measured
         for planned in runs:
             if statuses.get(planned.run.run_id) == "done" and planned.run.run_id in walls:
                 seconds.setdefault(planned.run.batch_key, []).append(walls[planned.run.run_id])
