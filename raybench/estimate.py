@@ -14,7 +14,7 @@ import torch
 from raybench import sizing
 from raybench.plan import Batch, batches
 from raybench.suite import Planned, Resources
-from raybench.work import device_for, reason
+from raybench.work import reason
 
 _PROBE_SECONDS: Final = 20.0  # measuring more shapes than fit in this is left out
 _PROBE_LANES: Final = 16
@@ -93,7 +93,7 @@ def estimate(
         keys=len(groups),
         lanes=lanes,
         problem=problem,
-        on_gpu=bool(todo) and device_for(_alone(todo[0], resources)).type == "cuda",
+        on_gpu=bool(todo) and sizing.device_for(_alone(todo[0], resources)).type == "cuda",
     )
 
 
@@ -114,7 +114,7 @@ def _measure(
         members = groups[key]
         asked = resources.lanes if isinstance(resources.lanes, int) else _PROBE_LANES
         width = min(largest[key], asked)
-        device = device_for(_alone(members[0], resources))
+        device = sizing.device_for(_alone(members[0], resources))
         try:
             clock = sizing.timed(members[:width], device)
         except Exception as error:  # noqa: BLE001  (running it will say more; this only estimates)

@@ -1,4 +1,4 @@
-"""How many lanes to fuse: chosen by measuring a few real steps, limited by memory.
+"""Where a batch trains, and how many lanes to fuse: measured on real steps, limited by memory.
 
 Nothing here can change a result: a run's numbers do not depend on the lanes beside it.
 """
@@ -42,6 +42,13 @@ _known: dict[tuple[str, str], _Knowledge] = {}
 _warm: set[str] = set()
 
 
+def device_for(batch: Batch) -> torch.device:
+    """Return where a batch trains: the GPU it asked for, else the CPU."""
+    if batch.resources.gpu and torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
 def lanes(batch: Batch, waiting: Sequence[Planned], device: torch.device) -> int:
     """Return how many of the waiting runs to fuse into the next group."""
     known = _knowledge(batch, device)
@@ -58,8 +65,6 @@ def lanes(batch: Batch, waiting: Sequence[Planned], device: torch.device) -> int
 
 def remember_limit(batch: Batch, lanes: int) -> None:
     """Note that more than `lanes` of such runs do not fit in memory."""
-    from raybench.work import device_for
-
     _knowledge(batch, device_for(batch)).limit = max(1, lanes)
 
 

@@ -75,13 +75,6 @@ class _Tables:
         )
 
 
-def device_for(batch: Batch) -> torch.device:
-    """Return where a batch trains: the GPU it asked for, else the CPU."""
-    if batch.resources.gpu and torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("cpu")
-
-
 def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Iterator[Progress]:
     """Carry out the runs of a batch, and report each time that some have been stored.
 
@@ -104,7 +97,7 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Iterator[Progress
     pending = False
     try:
         while waiting:
-            width = sizing.lanes(batch, waiting, device_for(batch))
+            width = sizing.lanes(batch, waiting, sizing.device_for(batch))
             group, waiting = waiting[:width], waiting[width:]
             for rows in _run_group(batch, group, engine):
                 tables.runs.append(runs_table(rows.runs))
@@ -177,14 +170,14 @@ def _run_group(batch: Batch, group: Sequence[Planned], engine: str) -> Iterator[
         "engine": engine,
         "lanes": len(group),
         "ranks": 1,
-        **_place(str(device_for(batch))),
+        **_place(str(sizing.device_for(batch))),
     }
     yield _rows(group, accounts, shared)
 
 
 def _execute(batch: Batch, group: Sequence[Planned]) -> list[Account | Exception]:
     procedure = group[0].run.procedure
-    device = device_for(batch)
+    device = sizing.device_for(batch)
     lanes = Lanes(len(group), device=device, dtype=DTYPES[procedure.dtype])
     recorder = Recorder(lanes)
     procedure.execute(lanes, [planned.run for planned in group], recorder)

@@ -277,3 +277,9 @@ def test_exceptions_become_statuses_in_few_places() -> None:
                 kind = ast.unparse(node.type) if node.type else "everything"
                 if kind in ("Exception", "BaseException", "everything"):
                     assert any(within(name, place) for place in allowed), f"{name}: except {kind}"
+
+
+def test_sizing_and_work_do_not_need_each_other() -> None:
+    # `imports` also sees those inside of functions, where a cycle could hide.
+    assert "raybench.sizing" in own_imports("raybench.work")
+    assert not own_imports("raybench.sizing") & {"raybench.work", "raybench.session"}
