@@ -6,7 +6,6 @@ from raybench.optim.base import (
     LearningRate,
     Optimizer,
     Params,
-    Rate,
     Share,
     State,
     WeightDecay,
@@ -14,6 +13,7 @@ from raybench.optim.base import (
     each,
     zeros,
 )
+from raybench.optim.numbers import Rate
 
 
 class SGD(Optimizer):
