@@ -5,6 +5,8 @@ from raybench.data.base import Data, Dataset, Pool, Task
 from raybench.data.digits import Digits
 from raybench.data.generated import Gaussian, Quadratic, TeacherStudent
 from raybench.data.hub import SVHN, Cifar10, Cifar100, FashionMnist, Hub, Mnist
+from raybench.data.published import QuadraticDeep, TwoD
+from raybench.data.text import Text, Tolstoi
 from raybench.tables import Table
 
 DATA: Table[Data] = Table(
@@ -15,6 +17,10 @@ DATA: Table[Data] = Table(
         "teacher_student": TeacherStudent,
         "gaussian": Gaussian,
         "quadratic": Quadratic,
+        "quadratic_deep": QuadraticDeep,
+        "two_d": TwoD,
+        "text": Text,
+        "tolstoi": Tolstoi,
         "hub": Hub,
         "mnist": Mnist,
         "fashion_mnist": FashionMnist,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple, final
+from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
 from pydantic import Field
@@ -15,7 +15,7 @@ from raybench.spec import Hyper, Spec
 
 SPLITS = ("train", "valid", "test")
 
-Augmentation = Literal["crop", "flip", "cutout", "noise"]
+Augmentation = Literal["crop", "crop_sixteenth", "flip", "cutout", "noise", "jitter"]
 
 
 class Task(NamedTuple):
@@ -30,16 +30,18 @@ class Task(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """All rows of a set: `x` [N, ...] floating point; `y` [N] whole numbers or [N, outputs].
+    """All rows of a set: `x` [N, ...] numbers or tokens; `y` [N] classes or [N, outputs] numbers.
 
-    Rows from `test_from` on are the set's own test rows; None if it has none of its own.
-    Nobody writes to these tensors: a worker's runs share them.
+    A set of sequences has `y` [N, T], a class for each place. Rows from `test_from` on are the
+    set's own test rows, and those from `valid_from` to `test_from` its own validation rows; None
+    if it has none of its own. Nobody writes to these tensors: a worker's runs share them.
     """
 
     x: Tensor
     y: Tensor
     classes: int
     test_from: int | None = None
+    valid_from: int | None = None
 
     @property
     def task(self) -> Task:
@@ -49,12 +51,16 @@ class Pool(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """What one run sees: rows of the pool for each split, and their targets (with label noise)."""
+    """What one run sees: rows of the pool for each split, and their targets (with label noise).
+
+    `clean` holds the targets of all rows of the pool, and None where the run's own differ.
+    """
 
     x: Tensor
     rows: dict[str, Tensor]
     y: dict[str, Tensor]
     task: Task
+    clean: Tensor | None
 
 
 class Data(Spec, ABC):
@@ -62,12 +68,18 @@ class Data(Spec, ABC):
 
     The stream `data` of the run decides the split, the subset and the noisy labels. Label noise
     is drawn once, on the training rows only; a higher level keeps the flips of a lower one.
+
+    Attributes:
+        sequential: whether rows continue one another, as those of a text do: then they are never
+            shuffled, neither into splits nor within an epoch.
     """
+
+    sequential: ClassVar[bool] = False
 
     train: int | None = Field(default=None, ge=1)
     """Training rows; null for all that are left."""
     valid: int = Field(default=0, ge=0)
-    """Validation rows, held out of the training part."""
+    """Validation rows: the first of the set's own, or held out of its training part."""
     test: int | None = Field(default=None, ge=1)
     """Test rows; null for the set's own test part, or a quarter of a set that has none."""
     label_noise: Hyper = Field(default=0.0, ge=0.0)
@@ -75,6 +87,11 @@ class Data(Spec, ABC):
     Regression: standard deviation of Gaussian noise added to the training targets."""
     augment: tuple[Augmentation, ...] = ()
     """Changes made to each training batch of images, in this order."""
+    per_image: bool = False
+    """Whether each image is centred and divided by its own deviation, in every split and after
+    augmentation (TensorFlow's per_image_standardization)."""
+    target: Literal["label", "input"] = "label"
+    """What a model must give for a row: its label, or the row itself (autoencoders)."""
 
     @abstractmethod
     def pool(self, seed: Seed) -> Pool:
@@ -82,6 +99,10 @@ class Data(Spec, ABC):
 
     def require(self) -> None:
         """Raise MissingError if what loads the set is not installed."""
+
+    def missing(self) -> str | None:
+        """Return why the rows would have to be fetched first, or None if they are at hand."""
+        return None
 
     @final
     def draw(self, seed: Seed) -> Dataset:
@@ -91,23 +112,32 @@ class Data(Spec, ABC):
             RaybenchError: the set has fewer rows than the splits ask for.
         """
         pool = self.pool(seed)
+        if self.target == "input":
+            pool = pool._replace(y=pool.x.flatten(1), classes=0)
         rows = self._split(pool, seed)
         y = {split: pool.y[index] for split, index in rows.items()}
         if self.label_noise > 0:
             y["train"] = _noisy(y["train"], self.label_noise, pool.classes, seed)
-        return Dataset(pool.x, rows, y, pool.task)
+        return Dataset(pool.x, rows, y, pool.task, None if self.label_noise > 0 else pool.y)
 
     def _split(self, pool: Pool, seed: Seed) -> dict[str, Tensor]:
         total = len(pool.x)
         shuffle = stream(seed, "data/split")
+
+        def order(count: int) -> Tensor:
+            return torch.arange(count) if self.sequential else _shuffled(count, shuffle)
+
         if pool.test_from is None:
-            order = torch.randperm(total, generator=shuffle)
+            mixed = order(total)
             num_test = total // 4 if self.test is None else self.test
-            test, rest = order[:num_test], order[num_test:]
+            test, rest = mixed[:num_test], mixed[num_test:]
         else:
             test = torch.arange(pool.test_from, total)[: self.test]
-            rest = torch.randperm(pool.test_from, generator=shuffle)
-        valid, rest = rest[: self.valid], rest[self.valid :]
+            rest = order(pool.valid_from or pool.test_from)
+        if pool.valid_from is None:
+            valid, rest = rest[: self.valid], rest[self.valid :]
+        else:
+            valid = torch.arange(pool.valid_from, pool.test_from or total)[: self.valid]
         train = rest[: self.train]
         asked = {"train": self.train or 1, "valid": self.valid, "test": self.test or 0}
         for split, index in zip(SPLITS, (train, valid, test), strict=True):
@@ -119,11 +149,15 @@ class Data(Spec, ABC):
         return {"train": train, "valid": valid, "test": test}
 
 
+def _shuffled(count: int, draw: torch.Generator) -> Tensor:
+    return torch.randperm(count, generator=draw)
+
+
 def _noisy(y: Tensor, level: float, classes: int, seed: Seed) -> Tensor:
     draw = stream(seed, "data/labels")
     if classes == 0:
         noise = torch.randn(y.shape, generator=draw, dtype=torch.float64)
         return y + level * noise.to(y.dtype)
-    flipped = torch.rand(len(y), generator=draw) < level
-    shift = torch.randint(1, classes, (len(y),), generator=draw)
+    flipped = torch.rand(y.shape, generator=draw) < level
+    shift = torch.randint(1, classes, y.shape, generator=draw)
     return torch.where(flipped, (y + shift) % classes, y)

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
+from torch.nn.functional import interpolate
 
 from raybench.data.base import Data, Pool
 from raybench.rng import Seed
@@ -16,23 +17,39 @@ from raybench.rng import Seed
 class Digits(Data):
     """1,797 handwritten digits of 8 x 8 pixels in 10 classes; needs no download.
 
-    From each pixel its mean over all rows is taken, then all are divided by one global deviation.
-    These constants are the same for every run, as the published ones of larger sets are; labels do
-    not enter them. No test part of its own.
+    No test part of its own.
     """
 
     layout: Literal["flat", "image"] = "flat"
-    """`flat`: rows of 64 numbers; `image`: 1 x 8 x 8, for convolutions."""
+    """`flat`: rows of numbers, 64 of them by default; `image`: channels x side x side, for
+    convolutions."""
+    side: Literal[8, 16, 32] = 8
+    """Height and width; more than 8 by bilinear interpolation."""
+    channels: Literal[1, 3] = 1
+    """3: as a colour image whose channels are equal."""
+    pixels: Literal["standard", "unit"] = "standard"
+    """`standard`: from each pixel its mean over all rows is taken, then all are divided by one
+    global deviation; these constants are the same for every run, as the published ones of larger
+    sets are, and labels do not enter them. `unit`: from 0 to 1, as autoencoders and colour
+    augmentation need them."""
 
     def pool(self, seed: Seed) -> Pool:
         """Return the 1,797 rows."""
-        return _load(self.layout)
+        return _load(self.layout, self.side, self.channels, self.pixels)
 
 
-@lru_cache
-def _load(layout: str) -> Pool:
-    pixels, labels = load_digits(return_X_y=True)
-    centred = pixels - pixels.mean(axis=0)
-    x = torch.from_numpy((centred / centred.std()).astype(np.float32))
-    shape = (-1, 1, 8, 8) if layout == "image" else (-1, 64)
-    return Pool(x.reshape(shape), torch.from_numpy(labels.astype(np.int64)), classes=10)
+@lru_cache(maxsize=4)
+def _load(layout: str, side: int, channels: int, pixels: str) -> Pool:
+    rows, labels = load_digits(return_X_y=True)
+    if side != 8:
+        images = torch.from_numpy(rows).reshape(-1, 1, 8, 8)
+        rows = interpolate(images, size=(side, side), mode="bilinear").flatten(1).numpy()
+    if pixels == "unit":
+        scaled = rows / 16
+    else:
+        centred = rows - rows.mean(axis=0)
+        scaled = centred / centred.std()
+    x = torch.from_numpy(scaled.astype(np.float32)).reshape(-1, 1, side, side)
+    x = x.repeat(1, channels, 1, 1)
+    y = torch.from_numpy(labels.astype(np.int64))
+    return Pool(x if layout == "image" else x.flatten(1), y, classes=10)

@@ -99,6 +99,22 @@ class Hub(Data):
         """Ask for the libraries of the extra `data`."""
         _library(self.path)
 
+    def missing(self) -> str | None:
+        """Look for the set under $RAYBENCH_DATA and in the Hugging Face caches."""
+        home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+        folder = self.path.replace("/", "--")
+        places = [
+            Path(os.environ.get(FOLDER) or os.devnull, self.path),
+            Path(os.environ.get("HF_HUB_CACHE") or home / "hub", f"datasets--{folder}"),
+            Path(
+                os.environ.get("HF_DATASETS_CACHE") or home / "datasets",
+                self.path.replace("/", "___"),
+            ),
+        ]
+        if any(place.is_dir() for place in places):
+            return None
+        return f"data set {self.path} is not on this machine yet"
+
 
 class Mnist(Hub):
     """70,000 handwritten digits, 1 x 28 x 28, 10 classes (LeCun et al. 1998)."""

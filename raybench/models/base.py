@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal, TypeAlias
+from typing import Self, TypeAlias
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from raybench.rng import Seed, fold, key, stream, uniform
+from raybench.models.initial import Init, initial
+from raybench.rng import Seed, fold, key, normal, stream, uniform
 from raybench.spec import Spec
 
 State: TypeAlias = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Parameters and buffers by name."""
-
-Init = Literal["he", "glorot", "lecun", "torch"]
 
 
 class Model(Spec, ABC):
@@ -23,7 +23,18 @@ class Model(Spec, ABC):
 
     init: Init = "he"
     """Weights: `he` N(0, 2 / fan_in), `lecun` N(0, 1 / fan_in), `glorot` N(0, 2 / (fan_in +
-    fan_out)), each with zero biases; `torch` what PyTorch's layers draw by default."""
+    fan_out)), `glorot_uniform` uniform of that variance, `zeros`, each with zero biases; `torch`
+    what PyTorch's layers draw by default; `published` what the problem's authors used, where the
+    model comes from one."""
+
+    @model_validator(mode="after")
+    def _has_published(self) -> Self:
+        if self.init == "published" and type(self).published is Model.published:
+            raise ValueError(
+                f"init: model {self.name} was not published with initial values; choose he, "
+                "glorot, lecun, torch, glorot_uniform or zeros"
+            )
+        return self
 
     @abstractmethod
     def module(self, inputs: tuple[int, ...], outputs: int) -> nn.Module:
@@ -51,10 +62,46 @@ class Model(Spec, ABC):
         for prefix, layer in skeleton.named_modules():
             dot = f"{prefix}." if prefix else ""
             for name, weight in layer.named_parameters(recurse=False):
-                params[dot + name] = initial(layer, name, weight.shape, self.init, draw)
+                params[dot + name] = self._initial(layer, name, weight.shape, draw)
             for name, buffer in layer.named_buffers(recurse=False):
                 buffers[dot + name] = _initial_buffer(layer, name, buffer, dot, seed, draw)
         return params, buffers
+
+    def published(
+        self, layer: nn.Module, name: str, shape: torch.Size, draw: torch.Generator
+    ) -> Tensor:
+        """Return the published first value of a layer's parameter; models of a problem have one.
+
+        Args:
+            layer: that holds the parameter.
+            name: of the parameter in the layer.
+            shape: of the parameter.
+            draw: the stream that weights are drawn from.
+        """
+        raise NotImplementedError
+
+    def decays(self, name: str, shape: torch.Size) -> bool:
+        """Return whether an L2 penalty covers a parameter: all but vectors, unless overridden.
+
+        Args:
+            name: of the parameter in the module, as in `state`.
+            shape: of the parameter.
+        """
+        return len(shape) >= 2
+
+    def _initial(
+        self, layer: nn.Module, name: str, shape: torch.Size, draw: torch.Generator
+    ) -> Tensor:
+        if self.init == "published":
+            return self.published(layer, name, shape, draw)
+        return initial(layer, name, shape, self.init, draw)
+
+
+class Published(Model):
+    """A model whose initial values were published with it: its default."""
+
+    init: Init = "published"
+    """Weights: `published` as the problem's authors drew them, or a scheme of other models."""
 
 
 class Dropout(nn.Module):
@@ -78,6 +125,54 @@ class Dropout(nn.Module):
         return x * (noise >= self.p).to(x.dtype) / (1 - self.p)
 
 
+class Noise(nn.Module):
+    """Standard normal numbers from the run's own stream, which a model adds where it says.
+
+    Each pass in training mode has noise of its own. In evaluation it is a fixed function of the
+    key, row by row, so that a measurement repeats and does not move the training.
+    """
+
+    key: Tensor
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("key", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, like: Tensor) -> Tensor:
+        """Return noise of the shape and type of `like`."""
+        if not self.training:
+            return normal(fold(self.key, -1), like.shape, like.dtype)
+        noise = normal(fold(self.key, self.calls), like.shape, like.dtype)
+        self.calls += 1
+        return noise
+
+
+class Memory(nn.Module):
+    """State that one batch leaves for the next: zero at the start of an epoch or a measurement.
+
+    Who trains the model feeds it batches in order, and zeroes `state` where a pass begins.
+
+    Args:
+        shape: of the state, rows of a batch included.
+    """
+
+    state: Tensor
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("state", torch.zeros(shape))
+
+    def recall(self) -> Tensor:
+        """Return what the last batch left, as a copy that `keep` does not change."""
+        return self.state.clone()
+
+    def keep(self, state: Tensor) -> None:
+        """Leave `state` for the next batch; gradients do not flow through it."""
+        self.state.copy_(state.detach())
+
+
 class FrozenLinear(nn.Module):
     """A linear layer whose weights are drawn once and never trained: buffers, not parameters."""
 
@@ -94,30 +189,10 @@ class FrozenLinear(nn.Module):
         return nn.functional.linear(x, self.weight, self.bias)
 
 
-def initial(
-    layer: nn.Module, name: str, shape: torch.Size, scheme: Init, draw: torch.Generator
-) -> Tensor:
-    """Return the first value of a layer's parameter, drawn in float32 whatever the run's type."""
-    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm):
-        return torch.ones(shape) if name == "weight" else torch.zeros(shape)
-    weight = layer.weight
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{type(layer).__name__} has no weight: give the model its own `state`")
-    receptive = math.prod(weight.shape[2:])
-    fan_in, fan_out = weight.shape[1] * receptive, weight.shape[0] * receptive
-    if scheme == "torch":
-        bound = 1 / math.sqrt(fan_in)  # kaiming_uniform with a = sqrt(5) has this bound as well
-        return torch.rand(shape, generator=draw) * (2 * bound) - bound
-    if name == "bias":
-        return torch.zeros(shape)
-    variance = {"he": 2 / fan_in, "lecun": 1 / fan_in, "glorot": 2 / (fan_in + fan_out)}[scheme]
-    return torch.randn(shape, generator=draw) * math.sqrt(variance)
-
-
 def _initial_buffer(
     layer: nn.Module, name: str, buffer: Tensor, dot: str, seed: Seed, draw: torch.Generator
 ) -> Tensor:
-    if isinstance(layer, Dropout) and name == "key":
+    if isinstance(layer, Dropout | Noise) and name == "key":
         return key(seed, f"noise/{dot}")
     if isinstance(layer, FrozenLinear):
         if name == "bias":

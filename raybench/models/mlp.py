@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from raybench.models.base import Dropout, FrozenLinear, Model
+from raybench.models.initial import truncated
 
 Activation = Literal["relu", "tanh", "gelu"]
 
@@ -31,12 +33,18 @@ class Linear(Model):
 
 
 class MLP(Model):
-    """`depth` hidden layers of `width` units, then a linear layer."""
+    """`depth` hidden layers of `width` units, then a linear layer.
+
+    DeepOBS' mnist_mlp and fmnist_mlp have `widths: [1000, 500, 100]` and `init: published`: weights
+    N(0, 0.03^2) cut at two deviations, biases 0.
+    """
 
     width: int = Field(default=64, ge=1)
     """Units in each hidden layer."""
     depth: int = Field(default=1, ge=1)
     """Number of hidden layers."""
+    widths: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
+    """Units of each hidden layer in turn, in place of `width` and `depth`."""
     activation: Activation = "relu"
     """After each hidden layer."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -46,12 +54,18 @@ class MLP(Model):
         """Return the layers in order."""
         layers: list[nn.Module] = [nn.Flatten()]
         fan_in = math.prod(inputs)
-        for _ in range(self.depth):
-            layers += [nn.Linear(fan_in, self.width), activation(self.activation)]
+        for width in self.widths or (self.width,) * self.depth:
+            layers += [nn.Linear(fan_in, width), activation(self.activation)]
             if self.dropout:
                 layers.append(Dropout(self.dropout))
-            fan_in = self.width
+            fan_in = width
         return nn.Sequential(*layers, nn.Linear(fan_in, outputs))
+
+    def published(
+        self, layer: nn.Module, name: str, shape: torch.Size, draw: torch.Generator
+    ) -> Tensor:
+        """Return cut Gaussian weights and zero biases."""
+        return torch.zeros(shape) if name == "bias" else truncated(shape, 0.03, draw)
 
 
 class RandomFeatures(Model):
