@@ -78,7 +78,7 @@ class Gan(Procedure):
 
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         seeds = [run.seed for run in runs]
-        feed = Feed(lanes, [r.procedure.data.draw(r.seed) for r in runs], seeds, batch_size=32)
+        feed = Feed(lanes, [r.procedure.data for r in runs], seeds, batch_size=32)
         dim = feed.task.inputs[0]
         generator, critic = nn.Linear(4, dim), nn.Linear(dim, 1)
         params_g = lanes.stack([weights(generator, s, "g") for s in seeds])

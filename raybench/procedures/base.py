@@ -28,6 +28,10 @@ class Procedure(Spec, ABC):
     def require(self) -> None:
         """Raise MissingError if something that it needs is not installed."""
 
+    def missing(self) -> str | None:
+        """Return what would have to be fetched before it can run, or None."""
+        return None
+
     @abstractmethod
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Carry out the runs, one in each lane, and record what they measure.

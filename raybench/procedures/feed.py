@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from raybench.data import Dataset
-from raybench.data.augment import augment
-from raybench.data.base import Augmentation
+from raybench.data import Data, Dataset
+from raybench.data.augment import augment, standardise
 from raybench.lanes import Lanes
 from raybench.rng import Seed, fold, key, stream
+
+Order: TypeAlias = Literal["reshuffled", "fixed"]
+"""Of training rows: drawn anew for each epoch, or once for all epochs."""
+
+
+class Extent(NamedTuple):
+    """Which rows of the splits are measured.
+
+    Attributes:
+        train_rows: how many training rows; None for all.
+        whole_batches: whether rows that do not fill a batch are left out, as DeepOBS does.
+    """
+
+    train_rows: int | None = None
+    whole_batches: bool = False
+
 
 _CHUNK = 2048  # rows of an evaluation pass; fixed, because packing must not change a sum
 
@@ -19,50 +35,54 @@ _CHUNK = 2048  # rows of an evaluation pass; fixed, because packing must not cha
 class Feed:
     """The training batches and the evaluation rows of K runs.
 
-    Every run has its own order, drawn anew each epoch from its stream `order`. Where all runs
-    share one pool of rows it is held once; a batch is gathered from it by index.
+    Every run has its own order, drawn from its stream `order`. Where all runs share one pool of
+    rows it is held once; a batch is gathered from it by index. A split that is the same for all
+    runs is gathered once and shown to all of them.
 
     Args:
         lanes: the runs' lanes.
-        datasets: what each run drew.
+        data: each run's data set; they differ in Hypers only.
         seeds: the runs' seeds.
         batch_size: rows in a batch; at least the training rows for full-batch descent.
-        drop_last: whether the last, smaller batch of an epoch is left out.
-        augmentations: changes made to each training batch.
+        drop_last: whether the last, smaller batch of an epoch is left out. With a fixed order the
+            rows left out are the same in every epoch: they are not part of the split `train` then.
+        order: of the training rows, where they do not continue one another.
+        extent: which rows are measured; None for all.
     """
 
     def __init__(
         self,
         lanes: Lanes,
-        datasets: Sequence[Dataset],
+        data: Sequence[Data],
         seeds: Sequence[Seed],
         *,
         batch_size: int | None,
         drop_last: bool = False,
-        augmentations: Sequence[Augmentation] = (),
+        order: Order = "reshuffled",
+        extent: Extent | None = None,
     ) -> None:
         self._lanes = lanes
+        datasets = [each.draw(seed) for each, seed in zip(data, seeds, strict=True)]
         first = datasets[0]
         self.task = first.task
-        self._shared = all(data.x is first.x for data in datasets)
-        self._x = (
-            _resident(first.x, lanes.device, lanes.dtype)
-            if self._shared
-            else lanes.stack([data.x for data in datasets])
-        )
-        self._rows = lanes.stack([data.rows for data in datasets])
-        self._y = lanes.stack([data.y for data in datasets])
+        self._pool = _Pool(lanes, datasets)
         self.num_train = len(first.rows["train"])
-        self._batch = min(batch_size or self.num_train, self.num_train)
-        full = self.num_train // self._batch
-        ragged = self.num_train % self._batch > 0 and not drop_last
+        self.batch_size = min(batch_size or self.num_train, self.num_train)
+        full = self.num_train // self.batch_size
+        ragged = self.num_train % self.batch_size > 0 and not drop_last
         self.steps_per_epoch = full + ragged
         self._seeds = list(seeds)
         self._noise = lanes.stack([key(seed, "noise/augment") for seed in seeds])
-        self._augmentations = tuple(augmentations)
+        self._augmentations = data[0].augment
+        self._per_image = data[0].per_image
+        self._sequential = data[0].sequential
+        self._fixed = order == "fixed"
         self._whole: tuple[Tensor, Tensor] | None = None
         self._order = torch.empty(0)
         self.restart()
+        extent = extent or Extent()
+        self._whole_batches = extent.whole_batches
+        self._measured = self._rows_of_train(drop_last, extent.train_rows)
 
     def restart(self) -> None:
         """Begin again with the first batch of the first epoch, in the same order as before."""
@@ -71,51 +91,142 @@ class Feed:
 
     def has(self, split: str) -> bool:
         """Return whether a split has rows."""
-        return self._rows[split].shape[-1] > 0
+        return self._pool.count(split) > 0
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the rows and targets of training step `step`; steps are asked for in order."""
-        if self._batch == self.num_train:
+        if self.batch_size == self.num_train and not self._sequential:
             # Full batch: the order cannot matter, so the rows are gathered once and kept.
             if self._whole is None:
-                self._whole = self._take("train", slice(None))
+                self._whole = self._pool.part("train", 0, None)
             x, y = self._whole
         else:
             epoch, within = divmod(step, self.steps_per_epoch)
-            while self._epoch < epoch:
-                self._shuffle()
-            chosen = self._order[..., within * self._batch : (within + 1) * self._batch]
-            x, y = self._take("train", chosen)
+            start, end = within * self.batch_size, (within + 1) * self.batch_size
+            if self._sequential:
+                x, y = self._pool.part("train", start, end)
+            else:
+                while self._epoch < epoch:
+                    self._next_epoch()
+                x, y = self._pool.chosen("train", self._order[..., start:end])
         if self._augmentations:
             x = self._lanes.map(
                 lambda rows, noise: augment(rows, self._augmentations, fold(noise, step))
             )(x, self._noise)
-        return x, y
+        return self._standardised(x), y
 
-    def split(self, name: str) -> list[tuple[Tensor, Tensor]]:
-        """Return the rows and targets of a whole split, in passes of bounded size."""
-        total = self._rows[name].shape[-1]
-        return [self._take(name, slice(start, start + _CHUNK)) for start in range(0, total, _CHUNK)]
+    def split(self, name: str, rows: int | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Return the rows and targets of a whole split, in passes of bounded size.
 
-    def _shuffle(self) -> None:
+        Args:
+            name: of the split.
+            rows: of each pass, and rows that do not fill one are left out; None for passes of a
+                size that suits, and all rows.
+        """
+        total = self._pool.count(name)
+        if name == "train" and self._measured is not None:
+            total = self._measured.shape[-1]
+        if rows or self._whole_batches:
+            total -= total % (rows or self.batch_size)
+        passes = []
+        for start in range(0, total, rows or _CHUNK):
+            end = min(start + (rows or _CHUNK), total)
+            if name == "train" and self._measured is not None:
+                x, y = self._pool.chosen(name, self._measured[..., start:end])
+            else:
+                x, y = self._pool.part(name, start, end)
+            passes.append((self._standardised(x), y))
+        return passes
+
+    def _standardised(self, x: Tensor) -> Tensor:
+        if not self._per_image:
+            return x
+        # Each row by itself, so lanes need no lifting.
+        return standardise(x.reshape(-1, *x.shape[-3:])).reshape(x.shape)
+
+    def _rows_of_train(self, drop_last: bool, train_rows: int | None) -> Tensor | None:
+        """Return the places of the training rows that are measured; None for all, as they lie."""
+        reached = self.num_train
+        if drop_last and self._fixed and not self._sequential:
+            reached = self.steps_per_epoch * self.batch_size
+        count = min(train_rows or reached, reached)
+        if count == self.num_train:
+            return None
+        if not self._fixed or self._sequential:
+            return self._lanes.stack([torch.arange(count)] * self._lanes.size)
+        self._next_epoch()
+        return self._order[..., :count]
+
+    def _next_epoch(self) -> None:
         self._epoch += 1
-        self._order = self._lanes.stack(
-            [torch.randperm(self.num_train, generator=draw) for draw in self._orders]
+        if not self._fixed or self._epoch == 0:
+            self._order = self._lanes.stack(
+                [torch.randperm(self.num_train, generator=draw) for draw in self._orders]
+            )
+
+
+class _Pool:
+    """The rows that the lanes draw from, and each lane's splits as places in them."""
+
+    def __init__(self, lanes: Lanes, datasets: Sequence[Dataset]) -> None:
+        self._lanes = lanes
+        first = datasets[0]
+        self._shared = all(data.x is first.x for data in datasets)
+        self._x = (
+            _resident(first.x, lanes.device, lanes.dtype)
+            if self._shared
+            else lanes.stack([data.x for data in datasets])
         )
+        self._rows = lanes.stack([data.rows for data in datasets])
+        # Targets are gathered like rows where no run has noise of its own in them.
+        self._clean = None
+        clean = first.clean
+        if self._shared and clean is not None:
+            same = all(_same_memory(data.clean, clean) for data in datasets)
+            self._clean = _resident(clean, lanes.device, lanes.dtype) if same else None
+        self._y = {} if self._clean is not None else lanes.stack([data.y for data in datasets])
+        self._common = {
+            split: self._clean is not None
+            and all(torch.equal(data.rows[split], rows) for data in datasets)
+            for split, rows in first.rows.items()
+        }
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def count(self, split: str) -> int:
+        return self._rows[split].shape[-1]
+
+    def part(self, split: str, start: int, end: int | None) -> tuple[Tensor, Tensor]:
+        """Return the rows and targets of a split from place `start` to `end`."""
+        if not self._common[split]:
+            return self._take(split, slice(start, end))
+        if split not in self._kept:
+            rows = self._rows[split][0] if self._lanes.lifted else self._rows[split]
+            assert self._clean is not None
+            self._kept[split] = self._x.index_select(0, rows), self._clean.index_select(0, rows)
+        x, y = (values[start:end] for values in self._kept[split])
+        if not self._lanes.lifted:
+            return x, y
+        # No copies: all lanes look at the same memory.
+        return x.expand(self._lanes.size, *x.shape), y.expand(self._lanes.size, *y.shape)
+
+    def chosen(self, split: str, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows and targets at `places` of a split, [K, N] when stacked."""
+        return self._take(split, places)
 
     def _take(self, split: str, chosen: Tensor | slice) -> tuple[Tensor, Tensor]:
-        rows, y = self._rows[split], self._y[split]
+        whole = self._rows[split]
+        rows = whole[..., chosen] if isinstance(chosen, slice) else whole.gather(-1, chosen)
+        x = self._at(self._x, rows) if self._shared else _pick(self._x, rows)
+        if self._clean is not None:
+            return x, self._at(self._clean, rows)
+        y = self._y[split]
         if isinstance(chosen, slice):
-            rows, y = rows[..., chosen], (y[:, chosen] if self._lanes.lifted else y[chosen])
-        else:
-            rows = rows.gather(-1, chosen)
-            y = _pick(y, chosen)
-        if not self._lanes.lifted:
-            return self._x.index_select(0, rows), y
-        if self._shared:
-            x = self._x.index_select(0, rows.reshape(-1))
-            return x.reshape(*rows.shape, *self._x.shape[1:]), y
-        return _pick(self._x, rows), y
+            return x, y[:, chosen] if self._lanes.lifted else y[chosen]
+        return x, _pick(y, chosen)
+
+    def _at(self, values: Tensor, rows: Tensor) -> Tensor:
+        found = values.index_select(0, rows.reshape(-1))
+        return found.reshape(*rows.shape, *values.shape[1:])
 
 
 def _pick(values: Tensor, chosen: Tensor) -> Tensor:
@@ -126,14 +237,22 @@ def _pick(values: Tensor, chosen: Tensor) -> Tensor:
     return values[lanes, chosen]
 
 
-_places: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+def _same_memory(one: Tensor | None, other: Tensor) -> bool:
+    return one is not None and one.data_ptr() == other.data_ptr() and one.shape == other.shape
+
+
+_places: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
 
 def _resident(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return `x` on the device, moved once per process; the original is kept so ids stay valid."""
+    """Return `x` on the device, numbers in `dtype`, moved once per process.
+
+    The original is kept too, so that no other tensor can come to lie where it lies.
+    """
+    dtype = dtype if x.is_floating_point() else x.dtype
     if x.device == device and x.dtype == dtype:
         return x
-    place = (id(x), device, dtype)
+    place = (x.data_ptr(), x.shape, x.dtype, device, dtype)
     if place not in _places:
         if len(_places) >= 8:
             _places.pop(next(iter(_places)))

@@ -12,18 +12,23 @@ from raybench.data import Task
 from raybench.errors import RaybenchError
 from raybench.lanes import Lanes, Params
 from raybench.models import Model
+from raybench.models.base import Memory
 from raybench.probes import Probe, View
 from raybench.procedures.feed import Feed
 from raybench.record import Recorder
 from raybench.rng import Seed
 
-LossName = Literal["auto", "cross_entropy", "mse"]
+LossName = Literal["auto", "cross_entropy", "mse", "half_squares", "elbo", "output"]
 
 
 class Losses:
     """A loss by name, of each row and of a whole batch.
 
-    `mse` is the mean over outputs of squared differences, from one-hot targets for classes.
+    `mse` is the mean over outputs of squared differences, from one-hot targets for classes;
+    `half_squares` is half their sum. `elbo` is that of a variational autoencoder whose outputs are
+    [reconstruction D, mean L, log deviation s L] for targets [D]: the sum of squared differences,
+    and -1/2 sum(1 + 2 s - mean^2 - exp(2 s))  (Kingma and Welling 2014, appendix B). `output`: the
+    model's one output is the loss of the row.
 
     Args:
         name: `auto` is cross_entropy for classes, mse for regression.
@@ -32,26 +37,51 @@ class Losses:
 
     def __init__(self, name: LossName, task: Task) -> None:
         self._classes = task.classes
-        self._entropy = name == "cross_entropy" or (name == "auto" and task.classes > 0)
-        if self._entropy and not task.classes:
+        if name == "auto":
+            name = "cross_entropy" if task.classes else "mse"
+        if name == "cross_entropy" and not task.classes:
             raise RaybenchError("loss cross_entropy needs classes; set loss: mse for regression")
+        if name == "elbo" and task.classes:
+            raise RaybenchError("loss elbo compares with the input; set data.target: input")
+        self._name = name
 
     def rows(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of each row, [N], from outputs [N, O]."""
-        if self._entropy:
-            return nn.functional.cross_entropy(outputs, y, reduction="none")
-        return (outputs - self._targets(outputs, y)).square().mean(-1)
+        """Return the loss of each row, [N], from outputs [N, O] or [N, T, O]."""
+        if self._name == "cross_entropy":
+            if y.dim() == 1:
+                return nn.functional.cross_entropy(outputs, y, reduction="none")
+            each = nn.functional.cross_entropy(outputs.flatten(0, 1), y.flatten(), reduction="none")
+            return each.view(y.shape).mean(-1)
+        if self._name == "mse":
+            return (outputs - self._targets(outputs, y)).square().mean(-1)
+        if self._name == "half_squares":
+            return (outputs - self._targets(outputs, y)).square().sum(-1) / 2
+        return _elbo(outputs, y) if self._name == "elbo" else outputs.squeeze(-1)
 
     def mean(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar."""
-        if self._entropy:
+        if self._name == "cross_entropy" and y.dim() == 1:
             return nn.functional.cross_entropy(outputs, y)
-        return (outputs - self._targets(outputs, y)).square().mean()
+        if self._name == "mse":
+            return (outputs - self._targets(outputs, y)).square().mean()
+        return self.rows(outputs, y).mean()
 
     def _targets(self, outputs: Tensor, y: Tensor) -> Tensor:
         if not self._classes:
             return y
         return (y[:, None] == torch.arange(self._classes, device=y.device)).to(outputs.dtype)
+
+
+def _elbo(outputs: Tensor, y: Tensor) -> Tensor:
+    width = y.shape[-1]
+    if outputs.shape[-1] <= width or (outputs.shape[-1] - width) % 2:
+        raise RaybenchError(
+            f"loss elbo needs outputs [reconstruction, mean, log deviation] for {width} numbers, "
+            f"and the model has {outputs.shape[-1]}; use model: vae"
+        )
+    mean, log_std = outputs[..., width:].chunk(2, dim=-1)
+    divergence = -0.5 * (1 + 2 * log_std - mean.square() - (2 * log_std).exp()).sum(-1)
+    return (outputs[..., :width] - y).square().sum(-1) + divergence
 
 
 class Bound:
@@ -88,7 +118,13 @@ class Network:
     """
 
     def __init__(
-        self, lanes: Lanes, model: Model, seeds: Sequence[Seed], task: Task, loss: LossName
+        self,
+        lanes: Lanes,
+        model: Model,
+        seeds: Sequence[Seed],
+        task: Task,
+        loss: LossName,
+        l2: float = 0.0,
     ) -> None:
         self.lanes = lanes
         self._losses = Losses(loss, task)
@@ -99,16 +135,30 @@ class Network:
         states = [model.state(skeleton, *shape, seed) for seed in seeds]
         self.params, self.buffers = lanes.stack(states)
         self.num_params = sum(weight.numel() for weight in states[0][0].values())
+        self._l2 = l2
+        self._decayed = [n for n, w in states[0][0].items() if model.decays(n, w.shape)]
+        self._memory = [
+            f"{prefix}.state"
+            for prefix, layer in skeleton.named_modules()
+            if isinstance(layer, Memory)
+        ]
         self.gradient = lanes.grad(self.loss)
         self._eval_gradient = lanes.grad(self._eval_loss)
-        self._forward = lanes.map(self._eval)
+        self._forward = lanes.map(self._outputs)
         self._checked_noise = False
 
     def loss(self, params: Params, buffers: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Params]:
         """Return one run's mean loss on a batch, and its buffers after the pass."""
         if buffers:
             buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-        return self._losses.mean(self._train(params, buffers, x), y), buffers
+        mean = self._losses.mean(self._train(params, buffers, x), y)
+        return self._penalized(mean, params), buffers
+
+    def forget(self, buffers: Params) -> Params:
+        """Return the buffers with the memory of a recurrent network emptied."""
+        if not self._memory:
+            return buffers
+        return buffers | {name: torch.zeros_like(buffers[name]) for name in self._memory}
 
     def step_gradient(
         self, params: Params, buffers: Params, x: Tensor, y: Tensor
@@ -137,12 +187,10 @@ class Network:
         buffers: Params,
     ) -> dict[str, Tensor]:
         """Return the probes' numbers on a split by metric name, each [K]."""
-        passes = feed.split(split)
-        outputs = torch.cat(
-            [self._forward(params, buffers, x) for x, _ in passes],
-            dim=1 if self.lanes.lifted else 0,
-        )
-        targets = torch.cat([y for _, y in passes], dim=1 if self.lanes.lifted else 0)
+        passes = feed.split(split, feed.batch_size if self._memory else None)
+        dim = 1 if self.lanes.lifted else 0
+        outputs = _joined(self._all_outputs(passes, params, buffers), dim)
+        targets = _joined([y for _, y in passes], dim)
         grads: Params = {}
         if any(probe.needs_gradient for probe in probes):
             grads = self._mean_gradient(passes, params, buffers)
@@ -150,10 +198,35 @@ class Network:
         def one(
             outputs: Tensor, targets: Tensor, params: Params, grads: Params
         ) -> dict[str, Tensor]:
-            view = View(outputs, targets, self._losses.rows(outputs, targets), params, grads)
+            losses = self._penalized(self._losses.rows(outputs, targets), params)
+            view = View(outputs, targets, losses, params, grads)
             return {k: v for probe in probes for k, v in probe.measure(view).items()}
 
         return self.lanes.map(one)(outputs, targets, params, grads)
+
+    def _all_outputs(
+        self, passes: Sequence[tuple[Tensor, Tensor]], params: Params, buffers: Params
+    ) -> list[Tensor]:
+        if self._memory:
+            buffers = self.forget(buffers)
+        found = []
+        for x, _ in passes:
+            outputs, after = self._forward(params, buffers, x)
+            buffers = after if self._memory else buffers
+            found.append(outputs)
+        return found
+
+    def _outputs(self, params: Params, buffers: Params, x: Tensor) -> tuple[Tensor, Params]:
+        if not self._memory:
+            return self._eval(params, buffers, x), {}
+        buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        return self._eval(params, buffers, x), buffers
+
+    def _penalized(self, loss: Tensor, params: Params) -> Tensor:
+        if not self._l2:
+            return loss
+        squares = torch.stack([params[name].square().sum() for name in self._decayed])
+        return loss + self._l2 / 2 * squares.sum()
 
     def _mean_gradient(
         self, passes: Sequence[tuple[Tensor, Tensor]], params: Params, buffers: Params
@@ -170,7 +243,12 @@ class Network:
     def _eval_loss(
         self, params: Params, buffers: Params, x: Tensor, y: Tensor
     ) -> tuple[Tensor, Params]:
-        return self._losses.mean(self._eval(params, buffers, x), y), {}
+        mean = self._losses.mean(self._eval(params, buffers, x), y)
+        return self._penalized(mean, params), {}
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 _GLOBAL_NOISE = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,9 @@ class Stepper:
         self._flat = first.elementwise and not self._foreign
         self._rule = first if self._foreign else lanes.stack(optimizers)
         self._init = lanes.map(lambda rule, params: rule.init(params))
+        self._own_evaluation: Callable[..., Params] | None = None
+        if type(first).evaluated is not Optimizer.evaluated:
+            self._own_evaluation = lanes.map(_evaluated)
 
     def init(self, params: Params) -> Any:
         """Return the state before the first step."""
@@ -67,6 +70,19 @@ class Stepper:
         moved = self._split(flat[_ALL], params)
         return moved, (moved, flat, inner)
 
+    def evaluated(self, state: Any, params: Params) -> Params:
+        """Return the weights that a run is measured with: mostly those that are trained."""
+        if self._own_evaluation is None:
+            return params
+        if self._foreign:
+            _, own, made = state
+            lanes = zip(self._own, made, own, strict=True)
+            return self._lanes.stack([rule.evaluated(inner, p) for rule, inner, p in lanes])
+        if not self._flat:
+            return self._own_evaluation(self._rule, state, params)
+        _, flat, inner = state
+        return self._split(self._own_evaluation(self._rule, inner, flat)[_ALL], params)
+
     def _update_each(
         self, grads: Params, state: Any, params: Params, factor: float
     ) -> tuple[Params, Any]:
@@ -91,6 +107,10 @@ class Stepper:
             name: part.view(tensor.shape)
             for (name, tensor), part in zip(like.items(), parts, strict=True)
         }
+
+
+def _evaluated(rule: Optimizer, state: Any, params: Params) -> Params:
+    return rule.evaluated(state, params)
 
 
 def _cloned(params: Params) -> Params:

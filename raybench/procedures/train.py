@@ -15,7 +15,7 @@ from raybench.optim.schedules import Constant
 from raybench.probes import PROBES, Probe
 from raybench.probes.loss import Error, Loss
 from raybench.procedures.base import Procedure
-from raybench.procedures.feed import Feed
+from raybench.procedures.feed import Extent, Feed, Order
 from raybench.procedures.network import LossName, Network, record_all
 from raybench.procedures.stepper import Stepper
 from raybench.record import Recorder, Times
@@ -32,6 +32,10 @@ class Record(Spec):
     """Splits; those without rows are passed over."""
     probes: Annotated[tuple[Probe, ...], Part(PROBES)] = (Loss(), Error())
     """What to measure."""
+    train_rows: int | None = Field(default=None, ge=1)
+    """On how many training rows `train` is measured; null for all of them."""
+    whole_batches: bool = False
+    """Whether rows that do not fill a batch are left out of measurements, as DeepOBS does."""
 
 
 class Train(Procedure):
@@ -53,12 +57,21 @@ class Train(Procedure):
     """Rows in a batch; null for all of them."""
     drop_last: bool = False
     """Whether the smaller batch at the end of an epoch is left out."""
+    order: Order = "reshuffled"
+    """Order of the training rows: drawn anew for each epoch, or once for all epochs. Rows of a text
+    always keep theirs."""
+    l2: float = Field(default=0.0, ge=0)
+    """Adds l2 / 2 |W|^2 over weights, not biases, to the loss that is trained and reported."""
     record: Record = Record()
     """What is measured."""
 
     def require(self) -> None:
         """Ask the data set."""
         self.data.require()
+
+    def missing(self) -> str | None:
+        """Ask the data set."""
+        return self.data.missing()
 
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Train the runs side by side."""
@@ -88,13 +101,16 @@ class Course:
         seeds = [run.seed for run in runs]
         self.feed = Feed(
             lanes,
-            [run.procedure.data.draw(run.seed) for run in runs],
+            [run.procedure.data for run in runs],
             seeds,
             batch_size=self._spec.batch_size,
             drop_last=self._spec.drop_last,
-            augmentations=self._spec.data.augment,
+            order=self._spec.order,
+            extent=Extent(self._spec.record.train_rows, self._spec.record.whole_batches),
         )
-        self.network = Network(lanes, self._spec.model, seeds, self.feed.task, self._spec.loss)
+        self.network = Network(
+            lanes, self._spec.model, seeds, self.feed.task, self._spec.loss, self._spec.l2
+        )
         self.total = self._spec.steps.resolve(self.feed.steps_per_epoch)
         self.due = set(self._spec.record.at.steps(self.total, self.feed.steps_per_epoch))
 
@@ -126,12 +142,14 @@ class Course:
         state = optimizer.init(params)
         for step in range(self.total + 1):
             recorder.reach(offset + step)
+            if step % epoch == 0:
+                buffers = self.network.forget(buffers)
             if step in self.due:
                 record_all(
                     recorder,
                     self.network,
                     self.feed,
-                    (params, buffers),
+                    (optimizer.evaluated(state, params), buffers),
                     step=offset + step,
                     splits=record.on,
                     probes=record.probes,
