@@ -45,7 +45,10 @@ def suite_schema() -> dict[str, Any]:
             "type": "object",
             "additionalProperties": {
                 "type": "object",
-                "properties": {kind: {"type": "array"} for kind in KINDS},
+                "properties": {
+                    **{kind: {"type": "array"} for kind in KINDS},
+                    "one_minus": {"type": "object"},
+                },
                 "additionalProperties": False,
                 "minProperties": 1,
                 "maxProperties": 1,
@@ -55,6 +58,7 @@ def suite_schema() -> dict[str, Any]:
     sections: dict[str, Any] = {
         "description": {"type": "string"},
         "paper": {"type": "string"},
+        "figures": {"type": "string", "description": "The suite whose figures are drawn."},
         "base": {"$ref": "#/$defs/config"},
         "vars": {"type": "object", "description": "Free values for `derive`."},
         "sweep": {"type": "array", "items": {"$ref": "#/$defs/axis"}},
@@ -157,6 +161,8 @@ def _fields(cls: type[BaseModel]) -> dict[str, Any]:
             schema = {"anyOf": [one, {"type": "array", "items": one}]}
         elif inner is not None:
             schema = _spec(inner)
+            if field.default is None:
+                schema = {"anyOf": [schema, {"type": "null"}]}
         else:
             kind: Any = field.rebuild_annotation()
             schema = TypeAdapter(kind).json_schema()

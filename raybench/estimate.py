@@ -16,7 +16,7 @@ from raybench.plan import Batch, batches
 from raybench.suite import Planned, Resources
 from raybench.work import reason
 
-_PROBE_SECONDS: Final = 20.0  # measuring more shapes than fit in this is left out
+_PROBE_SECONDS: Final = 2.0  # measuring more shapes than fit in this is left out
 _PROBE_LANES: Final = 16
 _BYTES_PER_RUN: Final = 900.0  # of a row of `runs` in a part of 100, zstd (measured)
 _BYTES_PER_NUMBER: Final = 6.0  # of a row of `metrics`
@@ -36,6 +36,7 @@ class Estimate:
         keys: batch keys in all; the time of the others is that of their nearest neighbours.
         lanes: how the runs of a batch were fused when they were measured.
         problem: why some runs could not be measured; times are nan if none could.
+        unknown: runs whose data are not at hand; they are in none of the times.
         on_gpu: whether it was measured on a GPU.
     """
 
@@ -47,6 +48,7 @@ class Estimate:
     keys: int
     lanes: int
     problem: str = ""
+    unknown: int = 0
     on_gpu: bool = False
 
 
@@ -77,12 +79,23 @@ def estimate(
         batch.runs[0].run.batch_key: len(batch.runs)
         for batch in batches(todo, suite="", scale="", resources=resources, slots=slots)
     }
-    lanes, recordings, problem = _measure(groups, known, resources, largest)
-    per_key = _filled(list(groups), known)
-    seconds = sum(per_key[key] * len(members) for key, members in groups.items())
+    absent = {
+        key: missing
+        for key, members in groups.items()
+        if key not in known and (missing := members[0].run.procedure.missing())
+    }
+    at_hand = {key: members for key, members in groups.items() if key not in absent}
+    lanes, recordings, problem = _measure(at_hand, known, resources, largest)
+    per_key = _filled(list(at_hand), known)
+    seconds = sum(per_key[key] * len(members) for key, members in at_hand.items())
+    unknown = sum(len(groups[key]) for key in absent)
     runs = len(todo) + extra_runs
-    if todo:
+    if unknown == len(todo):
+        seconds = math.nan
+    else:
+        # What follows the search is like what is searched.
         seconds *= runs / len(todo)
+        unknown = round(unknown * runs / len(todo))
     each = _BYTES_PER_RUN + _BYTES_PER_NUMBER * _NUMBERS_PER_RECORDING * recordings
     return Estimate(
         seconds=seconds,
@@ -92,7 +105,8 @@ def estimate(
         measured=len(known),
         keys=len(groups),
         lanes=lanes,
-        problem=problem,
+        problem=problem or next(iter(absent.values()), ""),
+        unknown=unknown,
         on_gpu=bool(todo) and sizing.device_for(_alone(todo[0], resources)).type == "cuda",
     )
 

@@ -14,6 +14,7 @@ from raybench.spec import Json, Run, digest, plain_config
 from raybench.store import FINISHED
 from raybench.suite import Planned, Resources
 from raybench.tables import build
+from raybench.usercode import allowed, receive
 
 MAX_BATCH: Final = 256
 _BATCHES_PER_SLOT: Final = 8  # enough that the last batches of all slots end close together
@@ -43,6 +44,7 @@ class Batch:
                 "suite": self.suite,
                 "scale": self.scale,
                 "fresh": self.fresh,
+                "code": allowed(),
                 "resources": self.resources.model_dump(),
                 "runs": [
                     {
@@ -65,6 +67,7 @@ def decode(text: str) -> Batch:
             raybench, or of a component, than the driver.
     """
     form = json.loads(text)
+    receive(form["code"])
     runs = tuple(_decode_run(item) for item in form["runs"])
     return Batch(
         form["batch_id"],

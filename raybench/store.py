@@ -18,13 +18,14 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raybench import untrained
 from raybench.errors import NothingMatched, UnavailableError
 from raybench.schema import SCHEMAS, TABLES, TableName
 
@@ -99,13 +100,22 @@ class SuiteStore:
             for run_id, status, value in rows
         }
 
-    def write_plan(self, scale: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write which runs belong to the suite at `scale`, replacing what was there."""
+    def write_plan(
+        self, scale: str, rows: Sequence[Mapping[str, Any]], *, latest: bool = True
+    ) -> None:
+        """Write which runs belong to the suite at `scale`, replacing what was there.
+
+        Args:
+            scale: its name; empty for a suite without scales.
+            rows: run_id, why it is skipped, and labels.
+            latest: whether readers take this scale unless another is asked for.
+        """
         columns: dict[str, list[Any]] = {}
         for name in dict.fromkeys(key for row in rows for key in row):
             columns[name] = [row.get(name) for row in rows]
         self._write(pa.table(columns), self.folder / f"plan-{scale or 'default'}.parquet")
-        self._write_text("latest-scale", scale or "default")
+        if latest:
+            self._write_text("latest-scale", scale or "default")
 
     def write_suite(self, text: str) -> None:
         """Write the resolved suite."""
@@ -201,6 +211,7 @@ def table(
     suite: str | None = None,
     name: TableName = "runs",
     scale: str | None = None,
+    diverged: Literal["measured", "untrained"] = "measured",
 ) -> pd.DataFrame:
     """Return a table of a suite as pandas.
 
@@ -210,6 +221,8 @@ def table(
         name: `runs`, `metrics` or `arrays`.
         scale: None for the scale that was run last. Only runs that belong to the suite as it was
             last planned at that scale are in the table, with the labels they have there.
+        diverged: `measured` shows diverged runs as they were; `untrained` gives them the values
+            before the first step from there on, as DeepOBS and Schmidt et al. 2021 count them.
 
     Raises:
         NothingMatched: there are no such results.
@@ -220,6 +233,9 @@ def table(
         if len(known) != 1:
             raise NothingMatched(f"{store} holds {', '.join(known)}: say which suite")
         suite = known[0]
+    if diverged == "untrained" and name != "arrays":
+        fill = untrained.fill_runs if name == "runs" else untrained.fill_metrics
+        return fill(table(root, suite, "runs", scale), table(root, suite, "metrics", scale))
     folder = _folder(root, suite)
     planned = plan(root, suite, scale)
     with _connection(folder) as connection:

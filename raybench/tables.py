@@ -10,15 +10,38 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Generic, TypeVar, cast, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Final, Generic, Protocol, TypeVar, cast, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from raybench.errors import MissingError, Path, Problem, suggest
+from raybench.errors import MissingError, Path, Problem, RefusedError, suggest
 from raybench.spec import Spec
 
 T = TypeVar("T", bound=Spec)
+
+
+class Source(Protocol):
+    """Where names of the form `prefix:NAME` come from: a library, or a file that the user allows.
+
+    Attributes:
+        revision: of all that it holds; 1 where it has none of its own.
+    """
+
+    revision: int
+
+    def names(self) -> list[str]:
+        """Return the names that it has, without the prefix; empty if it is not installed."""
+        ...
+
+    def find(self, name: str) -> Any:
+        """Return the object; KeyError if unknown, MissingError if it is not installed."""
+        ...
+
+
+FILES: Final[dict[str, Source]] = {}
+"""Sources that the user allowed for this process, by prefix: any table may take from them."""
 
 
 class Table(Generic[T]):
@@ -30,6 +53,7 @@ class Table(Generic[T]):
         entries: name to spec class.
         adapt: turns what an entry point names, if it is no spec class, into one (a plain
             `torch.optim.Optimizer` or `nn.Module` class); raises TypeError for anything else.
+        sources: libraries whose components are called `prefix:NAME`, by prefix.
     """
 
     def __init__(
@@ -38,11 +62,14 @@ class Table(Generic[T]):
         group: str,
         entries: Mapping[str, type[T]],
         adapt: Callable[[str, Any], type[T]] | None = None,
+        sources: Mapping[str, Source] | None = None,
     ) -> None:
         self.kind = kind
         self.group = group
         self._adapt = adapt
+        self.sources: Mapping[str, Source] = sources or {}
         self._classes: dict[str, type[T]] = {}
+        self._from: dict[str, Source] = {}
         for name, cls in entries.items():
             self._classes[name] = _named(name, cls)
         self.bundled = tuple(entries)
@@ -55,18 +82,42 @@ class Table(Generic[T]):
         return iter(self.names())
 
     def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
+        if ":" in name:
+            source, inner = self.source(name), name.partition(":")[2]
+            if source is not None and not source.names():
+                source.find(inner)  # which tells what is not installed
+            return source is not None and inner in source.names()
         return name in self._classes or name in self._plugins()
 
     def __getitem__(self, name: str) -> type[T]:
         """Return the class called `name`; KeyError if unknown, MissingError if it cannot load."""
-        if name not in self._classes:
-            self._classes[name] = self._load(self._plugins()[name])
+        source = self.source(name)
+        if source is not None and self._from.get(name) is not source:
+            # A file may have been allowed again, with other contents.
+            cls = self._made(name, source.find(name.partition(":")[2]))
+            if source.revision != 1:
+                cls.revision = source.revision
+            self._classes[name], self._from[name] = cls, source
+        elif name not in self._classes:
+            point = self._plugins()[name]
+            self._classes[name] = self._made(name, self._load(point), point.value)
         return self._classes[name]
+
+    def source(self, name: str) -> Source | None:
+        """Return where `prefix:NAME` comes from; None for other names and unknown prefixes."""
+        prefix, colon, _ = name.partition(":")
+        return (self.sources.get(prefix) or FILES.get(prefix)) if colon else None
 
     def origin(self, name: str) -> str:
         """Return which distribution a component comes from, with its version."""
         if name in self.bundled:
             return "raybench"
+        prefix, colon, _ = name.partition(":")
+        if colon:
+            library = prefix in self.sources
+            return f"{prefix} {importlib.metadata.version(prefix)}" if library else f"{prefix}.py"
         dist = self._plugins()[name].dist
         return f"{dist.name} {dist.version}" if dist else "an entry point"
 
@@ -74,21 +125,25 @@ class Table(Generic[T]):
         points = importlib.metadata.entry_points(group=self.group)
         return {point.name: point for point in points}
 
-    def _load(self, point: importlib.metadata.EntryPoint) -> type[T]:
+    def _load(self, point: importlib.metadata.EntryPoint) -> Any:
         try:
-            found = point.load()
+            return point.load()
         except ImportError as error:
             raise MissingError(
                 f"{self.kind} {point.name!r} ({point.value}) cannot be imported: {error}"
             ) from error
+
+    def _made(self, name: str, found: Any, where: str = "") -> type[T]:
+        """Return the spec class of a component that is not the table's own."""
         if isinstance(found, type) and issubclass(found, Spec):
-            return _named(point.name, cast("type[T]", found))
+            return _named(name, cast("type[T]", found))
+        what = f"{self.kind} {name!r}" + (f" ({where})" if where else "")
         if self._adapt is None:
-            raise MissingError(f"{self.kind} {point.name!r} ({point.value}) is not a spec class")
+            raise MissingError(f"{what} is not a spec class")
         try:
-            return _named(point.name, self._adapt(point.name, found))
+            return _named(name, self._adapt(name, found))
         except TypeError as error:
-            raise MissingError(f"{self.kind} {point.name!r} ({point.value}): {error}") from error
+            raise MissingError(f"{what}: {error}") from error
 
 
 def _named(name: str, cls: type[T]) -> type[T]:
@@ -112,10 +167,13 @@ def part_of(field: FieldInfo) -> Table[Any] | None:
 
 
 def nested(field: FieldInfo) -> type[Spec] | None:
-    """Return the spec class of a field that holds a spec outside all tables."""
+    """Return the spec class of a field that holds a spec outside all tables, or may hold one."""
     annotation: object = field.annotation
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
+    if isinstance(annotation, UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+        annotation = kinds[0] if len(kinds) == 1 else annotation
     is_spec = isinstance(annotation, type) and issubclass(annotation, Spec)
     return cast("type[Spec]", annotation) if is_spec and part_of(field) is None else None
 
@@ -145,14 +203,27 @@ def build(table: Table[Any], value: object, path: Path, problems: list[Problem])
     if not isinstance(name, str):
         problems.append(Problem(where, f"{name!r} is not the name of a {table.kind}"))
         return None
+    if ":" in name and table.source(name) is None:
+        file = name.partition(":")[0] + ".py"
+        raise RefusedError(
+            f"{table.kind} {name!r} is code of a file: read it, and if you trust it give "
+            f"--allow-code {file} (libraries: {', '.join(table.sources) or 'none'})"
+        )
     if name not in table:
-        hint = suggest(name, table)
+        source = table.source(name)
+        hint = suggest(name.partition(":")[2], source.names()) if source else suggest(name, table)
         problems.append(Problem(where, f"unknown {table.kind} {name!r}{hint}"))
         return None
     return construct(table[name], fields, path, problems)
 
 
 _built: dict[tuple[type[Spec], str], Spec] = {}
+
+
+def allow(prefix: str, source: Source) -> None:
+    """Let any table take `prefix:NAME` from a source that the user trusts."""
+    FILES[prefix] = source
+    _built.clear()  # what was built of an earlier source under this prefix
 
 
 def construct(

@@ -247,7 +247,7 @@ def problems_of(**changes: Any) -> list[Problem]:
         ({"batch_size": "64"}, ("batch_size",), "valid integer"),
         ({"drop_last": 1}, ("drop_last",), "valid boolean"),
         ({"drop_last": "no"}, ("drop_last",), "valid boolean"),
-        ({"loss": "MSE"}, ("loss",), "'auto', 'cross_entropy' or 'mse'"),
+        ({"loss": "MSE"}, ("loss",), "'auto', 'cross_entropy', 'mse', "),
         ({"steps": 500}, ("steps",), "write 500it or 500ep"),
         ({"record": {"on": "train"}}, ("record", "on"), "valid tuple"),
         ({"record": {"on": ["tests"]}}, ("record", "on", 0), "'train', 'valid' or 'test'"),
@@ -358,7 +358,8 @@ NEEDS: dict[str, dict[str, Any]] = {
 TRIES: list[Any] = [
     7, 0.25, "7it", "he", "torch", "tanh", "mse", "float64", "flat", "image", "data/part",
     False, True, ["flip"], [0.25], ["loss"], ["test"], {"at": {"log": 3}}, "cosine", "adam",
-    "linear", {"name": "gaussian", "dim": 3},
+    "linear", {"name": "gaussian", "dim": 3}, "epoch", "fixed", "half_squares", "3ep", 16, 3, 19,
+    10, "unit", "input", "zeros", [5], "beale",
 ]  # fmt: skip
 
 ALL_TABLES: list[Table[Any]] = [DATA, MODELS, OPTIMIZERS, SCHEDULES, PROBES, PROCEDURES]

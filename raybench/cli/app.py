@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from raybench.cli import browse, execute, inspect, present
+from raybench.cli import browse, exchange, execute, forecast, inspect, present
 from raybench.cli.console import errors
 from raybench.errors import RaybenchError
 
@@ -24,15 +24,15 @@ app = typer.Typer(
         "\n\nStart with:  [bold]raybench run quickstart[/bold]   then   "
         "[bold]raybench report results[/bold]\n\n"
         "Exit codes: 0 done; 1 finished, some runs failed; 2 usage; 3 invalid suite; 4 refused "
-        "(limits); 5 nothing matched; 6 no cluster, or store not writable; 7 a component is "
-        "missing; 8 a claim failed in verify; 130 interrupted: everything finished is kept, and "
-        "the same command goes on."
+        "(limits, or code that --allow-code does not name); 5 nothing matched; 6 no cluster, or "
+        "store not writable; 7 a component is missing; 8 a claim failed in verify; 130 "
+        "interrupted: everything finished is kept, and the same command goes on."
     ),
 )
 
 _RUN, _SEE, _KNOW = "Run", "Results", "Look up"
 app.command("run", rich_help_panel=_RUN)(execute.run)
-app.command("plan", rich_help_panel=_RUN)(execute.plan)
+app.command("plan", rich_help_panel=_RUN)(forecast.plan)
 app.command("validate", rich_help_panel=_RUN)(execute.validate)
 app.command("bench", rich_help_panel=_RUN)(execute.bench)
 app.command("status", rich_help_panel=_SEE)(inspect.status)
@@ -41,6 +41,7 @@ app.command("figures", rich_help_panel=_SEE)(present.figures)
 app.command("report", rich_help_panel=_SEE)(present.report)
 app.command("verify", rich_help_panel=_SEE)(present.verify)
 app.command("query", rich_help_panel=_SEE)(inspect.query)
+app.add_typer(exchange.imports, name="import", rich_help_panel=_SEE)
 app.command("ls", rich_help_panel=_KNOW)(browse.ls)
 app.command("show", rich_help_panel=_KNOW)(browse.show_one)
 app.command("schema", rich_help_panel=_KNOW)(browse.schema)

@@ -1,9 +1,7 @@
-"""Verbs that carry out suites, or say what that would take: run, plan, validate, bench."""
+"""Verbs that carry out suites, or check them: run, validate, bench."""
 
 from __future__ import annotations
 
-import math
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,38 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raybench.cli.console import LiveLine, duration, errors, output, print_json, show, size
+from raybench.cli.console import LiveLine, errors, output, print_json, show
+from raybench.cli.forecast import plan, refuse_past_limits
+from raybench.cli.options import (
+    Address,
+    Code,
+    InProcess,
+    Jobs,
+    Json,
+    Scale,
+    Store,
+    SuiteName,
+    Words,
+)
 from raybench.cli.suites import load
-from raybench.errors import NothingMatched, RefusedError, SuiteError, UsageError
+from raybench.errors import SuiteError, UsageError
 
 if TYPE_CHECKING:
-    from raybench.estimate import Estimate
     from raybench.session import Executor
-    from raybench.suite import Planned, Suite
-
-SuiteName = Annotated[
-    str, typer.Argument(metavar="SUITE", help="A .yaml file, or a bundled suite.")
-]
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="Overrides: seeds=3, resources.lanes=8, optimizer.lr=0.1, model.width=[8,16].",
-    ),
-]
-Scale = Annotated[str | None, typer.Option("--scale", help="A key of the suite's `scales`.")]
-Store = Annotated[
-    Path, typer.Option("-o", "--store", envvar="RAYBENCH_STORE", help="Folder of the results.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Address = Annotated[
-    str | None,
-    typer.Option(envvar="RAYBENCH_ADDRESS", help="A running Ray cluster: auto, or host:port."),
-]
-Jobs = Annotated[
-    int | None, typer.Option("-j", "--jobs", min=1, help="Cores of one's own Ray; default all.")
-]
-InProcess = Annotated[bool, typer.Option("--in-process", help="No Ray: one batch at a time, here.")]
+    from raybench.suite import Source, Suite
 
 
 def run(  # noqa: PLR0913  (each is an option of the command)
@@ -57,6 +42,7 @@ def run(  # noqa: PLR0913  (each is an option of the command)
         bool, typer.Option("--lf", help="Only runs that failed before.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("-n", "--dry-run", help="Show the plan only.")] = False,
+    allow_code: Code = None,
     as_json: Json = False,
 ) -> None:
     """Run what is missing of a suite, and keep every result.
@@ -70,12 +56,14 @@ def run(  # noqa: PLR0913  (each is an option of the command)
       raybench run my.yaml --scale paper optimizer.lr=0.1 -o results
 
       raybench run my.yaml resources.lanes=1 --in-process     (for a debugger)
+
+      raybench run my.yaml --allow-code my_opt.py     (optimizer: {name: my_opt:MyOptimizer})
     """
     if dry_run:
-        plan(suite, words, scale, store, as_json)
+        plan(suite, words, scale, store, allow_code, as_json)
         return
-    made = load(suite, words or [], scale)
-    _refuse_past_limits(made, store, jobs)
+    made = load(suite, words or [], scale, allow_code)
+    refuse_past_limits(made, store, jobs)
     outcome = _carry_out(made, store, _executor(address, in_process, jobs), only_failed=last_failed)
     summary = {
         "suite": made.name,
@@ -100,9 +88,10 @@ def retry(
     scale: str | None,
     store: Path,
     in_process: bool,
+    allow_code: Sequence[Path] | None = None,
 ) -> None:
     """Run given runs of a suite again, whatever became of them; exit 1 if one fails."""
-    made = load(suite, words, scale)
+    made = load(suite, words, scale, allow_code)
     only = frozenset(run_ids)
     outcome = _carry_out(made, store, _executor(None, in_process, None), only=only)
     errors.print(f"{outcome.executed} runs carried out again")
@@ -162,171 +151,11 @@ def _print_outcome(
     output.print(f"next:    raybench report {store}{verify}")
 
 
-def plan(
-    suite: SuiteName,
-    words: Words = None,
-    scale: Scale = None,
-    store: Store = Path("results"),
-    as_json: Json = False,
-) -> None:
-    """Show what a suite would run and cost, and start nothing.
-
-    Counts what is done, failed and to do; measures a few steps of some runs to estimate time and
-    disk. Refuses (exit 4) past the suite's limits.
-
-    Example:  raybench plan double_descent_width --scale paper
-    """
-    made = load(suite, words or [], scale)
-    rows, todo, finished = _counts(made, store)
-    cost = _estimate(made, todo, finished, os.cpu_count() or 1)
-    skipped = Counter(planned.skipped for planned in made.runs if planned.skipped)
-    facts = {
-        "suite": made.name,
-        "scale": made.scale,
-        "arms_to_confirm": len(made.arms),
-        "confirmations": made.num_confirmations,
-        "batch_keys": cost.keys,
-        "measured_keys": cost.measured,
-        "lanes_measured": cost.lanes,
-        "cpu_seconds": cost.seconds,
-        "wall_seconds": cost.wall_seconds,
-        "gpu_hours": cost.gpu_hours,
-        "disk_bytes": cost.disk_bytes,
-    }
-    if as_json:
-        print_json({**facts, "rows": rows, "skipped": dict(skipped)})
-    else:
-        _print_plan(made, rows, cost, skipped)
-    _check_limits(made, cost)
-
-
-def _counts(
-    made: Suite, store: Path
-) -> tuple[list[dict[str, Any]], list[Planned], dict[str, float]]:
-    """Return a row a case with counts, the runs to do, and the seconds of finished ones."""
-    from raybench.plan import distinct, to_do
-    from raybench.store import SuiteStore, table
-
-    statuses: dict[str, str] = {}
-    seconds: dict[str, list[float]] = {}
-    if (store / made.name / "runs").is_dir():
-        statuses = SuiteStore(store, made.name).statuses()
-    runs = distinct(made.runs)
-    if statuses:
-        walls = {}
-        try:
-            frame = table(store, made.name, scale=made.scale or None)
-            walls = dict(zip(frame["run_id"], frame["wall_s"], strict=True))
-        except NothingMatched:
-            walls = {}  # never planned at this scale: the time is measured
-        for planned in runs:
-            if statuses.get(planned.run.run_id) == "done" and planned.run.run_id in walls:
-                seconds.setdefault(planned.run.batch_key, []).append(walls[planned.run.run_id])
-    groups: dict[str, Counter[str]] = {}
-    for planned in runs:
-        name = " ".join(str(v) for k, v in planned.labels.items() if k not in _BOOKKEEPING)
-        counter = groups.setdefault(name, Counter())
-        status = statuses.get(planned.run.run_id, "")
-        counter["runs"] += 1
-        counter[status if status in ("done", "diverged", "failed") else "missing"] += 1
-    rows = [_count_row(name, counts) for name, counts in groups.items()]
-    if len(rows) > 1:
-        rows.append(_count_row("total", sum(groups.values(), Counter())))
-    else:
-        rows = [{**row, "case": row["case"] or "all"} for row in rows]
-    means = {key: sum(walls) / len(walls) for key, walls in seconds.items()}
-    return rows, to_do(runs, statuses), means
-
-
-_BOOKKEEPING = ("phase", "arm", "trial")
-
-
-def _count_row(name: str, counts: Counter[str]) -> dict[str, Any]:
-    return {
-        "case": name,
-        "runs": counts["runs"],
-        "done": counts["done"],
-        "diverged": counts["diverged"],
-        "failed": counts["failed"],
-        "to do": counts["missing"] + counts["failed"],
-    }
-
-
-def _estimate(
-    made: Suite, todo: Sequence[Planned], finished: dict[str, float], cores: int
-) -> Estimate:
-    from raybench.estimate import estimate
-
-    slots = max(1, int(cores / made.resources.cpu))
-    extra = made.num_confirmations if todo else 0
-    return estimate(
-        todo, finished_seconds=finished, resources=made.resources, slots=slots, extra_runs=extra
-    )
-
-
-def _print_plan(
-    made: Suite, rows: list[dict[str, Any]], cost: Estimate, skipped: Counter[str]
-) -> None:
-    at = f" at scale {made.scale}" if made.scale else ""
-    show(rows, as_json=False, title=f"{made.name}{at}")
-    for reason, count in skipped.items():
-        output.print(f"{count:,} skipped: {reason}")
-    if made.num_confirmations:
-        output.print(f"then {made.num_confirmations:,} confirmation runs, chosen by the search")
-    if not cost.keys and not made.num_confirmations:
-        output.print("nothing to do")
-        return
-    if cost.problem:
-        output.print(f"some runs could not be measured: {cost.problem}", markup=False)
-    if math.isnan(cost.seconds):
-        output.print(f"time unknown; at least {size(cost.disk_bytes)} of results")
-        return
-    output.print(
-        f"about {duration(cost.wall_seconds)} on {os.cpu_count()} cores here "
-        f"({duration(cost.seconds)} of one core, {cost.gpu_hours:.3g} GPU-h), "
-        f"{size(cost.disk_bytes)} of results; "
-        f"from {cost.measured} of {cost.keys} shapes measured at up to {cost.lanes} lanes"
-    )
-    if made.resources.gpu and not cost.on_gpu:
-        output.print("measured without a GPU, which the suite asks for: one will be faster")
-
-
-def _refuse_past_limits(made: Suite, store: Path, jobs: int | None) -> None:
-    """Refuse before anything starts; time and disk are measured only if a limit asks for them."""
-    from raybench.session import refuse_past_runs
-
-    refuse_past_runs(made)
-    limits = made.limits
-    if limits.hours or limits.gpu_hours or limits.disk_gb:
-        _, todo, finished = _counts(made, store)
-        _check_limits(made, _estimate(made, todo, finished, jobs or os.cpu_count() or 1))
-
-
-def _check_limits(made: Suite, cost: Estimate) -> None:
-    from raybench.session import refuse_past_runs
-
-    refuse_past_runs(made)
-    limits = made.limits
-    for name, most, expected in (
-        ("hours", limits.hours, cost.wall_seconds / 3600),
-        ("gpu_hours", limits.gpu_hours, cost.gpu_hours),
-        ("disk_gb", limits.disk_gb, cost.disk_bytes / 1e9),
-    ):
-        if most is not None and math.isnan(expected):
-            raise RefusedError(
-                f"{made.name} has limits.{name} and its time cannot be estimated: {cost.problem}"
-            )
-        if most is not None and expected > most:
-            raise RefusedError(
-                f"{made.name} is estimated at {expected:.3g} {name} and limits.{name} is {most:g}; "
-                "raise the limit, or make the sweep smaller"
-            )
-
-
 def validate(
     suites: Annotated[
         list[str], typer.Argument(metavar="SUITE...", help="Files or bundled names.")
     ],
+    allow_code: Code = None,
     as_json: Json = False,
 ) -> None:
     """Check suites at each of their scales, and show every mistake with its line and column.
@@ -334,7 +163,11 @@ def validate(
     Example:  raybench validate my.yaml
     """
     from raybench import suite as reader
+    from raybench import usercode
     from raybench.cli.suites import find
+
+    for file in allow_code or ():
+        usercode.allow(file)
 
     lines: list[str] = []
     checked: list[dict[str, Any]] = []
@@ -342,20 +175,11 @@ def validate(
     for name in suites:
         try:
             path, label = find(name)
-            source = reader.read(path, label)
+            checked += _validated(reader.read(path, label), label, lines)
         except UsageError as error:
             unknown = unknown or error
-            continue
         except SuiteError as error:
             lines += error.lines
-            continue
-        scales = source.values.get("scales")
-        for scale in scales if isinstance(scales, dict) and scales else [None]:
-            try:
-                made = reader.load(source, scale)
-                checked.append({"suite": label, "scale": scale or "", "runs": len(made.runs)})
-            except SuiteError as error:
-                lines += [line for line in error.lines if line not in lines]
     if as_json:
         print_json({"valid": not lines, "suites": checked, "errors": lines})
         if lines:
@@ -370,6 +194,21 @@ def validate(
         raise SuiteError(lines)
     if unknown is not None:
         raise typer.Exit(unknown.exit_code)
+
+
+def _validated(source: Source, label: str, lines: list[str]) -> list[dict[str, Any]]:
+    """Return a row for each scale of a suite that is valid; mistakes are added to `lines`."""
+    from raybench.suite import load as read_scale
+
+    scales = source.values.get("scales")
+    rows: list[dict[str, Any]] = []
+    for scale in scales if isinstance(scales, dict) and scales else [None]:
+        try:
+            made = read_scale(source, scale)
+            rows.append({"suite": label, "scale": scale or "", "runs": len(made.runs)})
+        except SuiteError as error:
+            lines += [line for line in error.lines if line not in lines]
+    return rows
 
 
 def bench(

@@ -168,6 +168,9 @@ def runs_retry(
         list[str] | None, typer.Option("--set", help="KEY=VALUE, as the runs were run.")
     ] = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="Without Ray.")] = False,
+    allow_code: Annotated[
+        list[Path] | None, typer.Option("--allow-code", help="As the runs were run.")
+    ] = None,
 ) -> None:
     """Run given runs again, whatever became of them.
 
@@ -176,7 +179,7 @@ def runs_retry(
     from raybench.cli.execute import retry
 
     ids = [str(_one(store, run_id)["run_id"]) for run_id in run_ids]
-    retry(ids, suite, words or [], scale, store, in_process)
+    retry(ids, suite, words or [], scale, store, in_process, allow_code)
 
 
 def _only(suite: str | None) -> list[str]:

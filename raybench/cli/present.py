@@ -17,9 +17,13 @@ from raybench.cli.suites import bundled
 from raybench.errors import NothingMatched, RaybenchError
 
 if TYPE_CHECKING:
-    from raybench.analysis.figure import Rendered, Tables
+    from raybench.analysis.figure import Figure, Rendered, Tables
 
 ScaleOption = Annotated[str | None, typer.Option("--scale", help="Default: the one run last.")]
+UsingOption = Annotated[
+    str | None,
+    typer.Option("--using", help="Draw the figures of another suite, such as crowded_valley."),
+]
 
 
 def figures(
@@ -28,6 +32,7 @@ def figures(
     ] = "results",
     suite: SuiteOption = None,
     scale: ScaleOption = None,
+    using: UsingOption = None,
     as_json: Json = False,
 ) -> None:
     """Draw the figures of a store's suites: PNG, SVG, and the data behind each as CSV.
@@ -42,7 +47,7 @@ def figures(
                 "figure": drawn.name,
                 "file": str(drawn.png) if drawn.png else f"not drawn: {drawn.missing}",
             }
-            for drawn in _render(store, name, scale)
+            for drawn in _render(store, name, scale, using)
         ]
     show(rows, as_json=as_json)
 
@@ -51,6 +56,7 @@ def verify(
     store: StoreArgument = Path("results"),
     suite: SuiteOption = None,
     scale: ScaleOption = None,
+    using: UsingOption = None,
     as_json: Json = False,
 ) -> None:
     """Check the claims of each suite against the tables: PASS, FAIL or NOT RUN.
@@ -59,13 +65,12 @@ def verify(
 
     Example:  raybench verify results
     """
-    from raybench.analysis import figures_for
     from raybench.analysis.figure import evaluate
 
     rows = []
     for folder, name in _targets(str(store), suite):
         tables = _tables(folder, name, scale)
-        for figure in figures_for(name).values():
+        for figure in _figures(folder, name, using).values():
             rows += [
                 {
                     "verdict": checked.verdict.status,
@@ -99,6 +104,7 @@ def report(
     store: StoreArgument = Path("results"),
     suite: SuiteOption = None,
     scale: ScaleOption = None,
+    using: UsingOption = None,
     as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page for each suite: figures, claims, failures, environment.
@@ -107,7 +113,7 @@ def report(
     """
     rows = []
     for folder, name in _targets(str(store), suite):
-        path, drawn = _write_report(folder, name, scale)
+        path, drawn = _write_report(folder, name, scale, using)
         rows += [{"suite": name, "what": d.name, "file": str(d.png)} for d in drawn if d.png]
         rows.append({"suite": name, "what": "report", "file": str(path)})
     show(rows, as_json=as_json)
@@ -131,28 +137,50 @@ def _targets(target: str, suite: str | None) -> Iterator[tuple[Path, str]]:
 
 def _tables(store: Path, suite: str, scale: str | None) -> Tables:
     from raybench.analysis.figure import Tables
-    from raybench.store import table
+    from raybench.store import scales, table
 
-    return Tables(table(store, suite, scale=scale), table(store, suite, "metrics", scale))
+    runs, metrics = table(store, suite, scale=scale), table(store, suite, "metrics", scale)
+    known = scales(store, suite)
+    if PUBLISHED not in known or (scale or known[0]) == PUBLISHED:
+        return Tables(runs, metrics)
+    return Tables(runs, metrics, table(store, suite, scale=PUBLISHED))
 
 
-def _render(store: Path, suite: str, scale: str | None) -> Sequence[Rendered]:
+PUBLISHED = "published"
+"""The scale of results that `raybench import` brought: figures of other scales compare with it."""
+
+
+def _figures(store: Path, suite: str, using: str | None) -> dict[str, Figure]:
+    """Return the figures that `--using` names, or else the suite's `figures`, or its own."""
     from raybench.analysis import figures_for
+
+    path = store / suite / "suite.yaml"
+    named = _resolved(path)[1].get("figures") if path.exists() else None
+    return figures_for(str(using or named or suite))
+
+
+def _render(
+    store: Path, suite: str, scale: str | None, using: str | None = None
+) -> Sequence[Rendered]:
     from raybench.analysis.figure import render
     from raybench.store import scales
 
     chosen = scale or scales(store, suite)[0]
     folder = store / suite / "figures" / chosen
-    return render(figures_for(suite), _tables(store, suite, scale), folder)
+    return render(_figures(store, suite, using), _tables(store, suite, scale), folder)
 
 
-def _write_report(store: Path, suite: str, scale: str | None) -> tuple[Path, Sequence[Rendered]]:
+def _write_report(
+    store: Path, suite: str, scale: str | None, using: str | None
+) -> tuple[Path, Sequence[Rendered]]:
     from raybench import page
     from raybench.store import scales
 
     chosen = scale or scales(store, suite)[0]
     tables = _tables(store, suite, chosen)
-    drawn = _render(store, suite, chosen)
+    drawn = _render(store, suite, chosen, using)
+    # A run that two budgets picked stands in the table twice.
+    runs = tables.runs.drop_duplicates("run_id")
     text, document = _resolved(store / suite / "suite.yaml")
     environment = document.get("environment", {})
     command = f"raybench run {suite if suite in bundled() else document.get('file', suite)}"
@@ -164,10 +192,10 @@ def _write_report(store: Path, suite: str, scale: str | None) -> tuple[Path, Seq
         description=str(document.get("description", "")),
         paper=str(document.get("paper", "")),
         scale=chosen,
-        protocol=page.protocol(tables.runs),
-        counts=page.counts(tables.runs),
+        protocol=page.protocol(runs),
+        counts=page.counts(runs),
         figures=drawn,
-        failures=page.failures(tables.runs),
+        failures=page.failures(runs),
         suite_yaml=text,
         environment=[(str(key), str(value)) for key, value in environment.items()],
         commands=[command, f"raybench verify {store}"],

@@ -49,9 +49,13 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def load(name: str, words: Sequence[str], scale: str | None) -> Suite:
-    """Return the suite that a command line means."""
-    from raybench import suite
+def load(
+    name: str, words: Sequence[str], scale: str | None, code: Sequence[Path] | None = None
+) -> Suite:
+    """Return the suite that a command line means, once the files it allows are loaded."""
+    from raybench import suite, usercode
 
+    for file in code or ():
+        usercode.allow(file)
     path, label = find(name)
     return suite.load(suite.read(path, label), scale, overrides(words))

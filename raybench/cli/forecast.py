@@ -1,0 +1,226 @@
+"""What a suite would take, before anything starts: the verb plan, and the limits that run keeps."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raybench.cli.console import duration, output, print_json, show, size
+from raybench.cli.options import Code, Json, Scale, Store, SuiteName, Words
+from raybench.cli.suites import load
+from raybench.errors import NothingMatched, RefusedError
+
+if TYPE_CHECKING:
+    from raybench.estimate import Estimate
+    from raybench.suite import Planned, Suite
+
+
+def plan(
+    suite: SuiteName,
+    words: Words = None,
+    scale: Scale = None,
+    store: Store = Path("results"),
+    allow_code: Code = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a suite would run and cost, and start nothing.
+
+    Counts what is done, failed and to do; measures a few steps of some runs to estimate time and
+    disk. Refuses (exit 4) past the suite's limits.
+
+    Example:  raybench plan double_descent_width --scale paper
+    """
+    from raybench.plan import distinct
+    from raybench.suite.protocol import unequal
+
+    made = load(suite, words or [], scale, allow_code)
+    rows, todo, finished = _counts(made, store)
+    cost = _estimate(made, todo, finished, os.cpu_count() or 1)
+    skipped = Counter(planned.skipped for planned in made.runs if planned.skipped)
+    facts = {
+        "suite": made.name,
+        "scale": made.scale,
+        "arms_to_confirm": len(made.arms),
+        "refinements": made.num_refinements,
+        "confirmations": made.num_confirmations,
+        "runs_in_all": len(distinct(made.runs)) + _later(made),
+        "unequal_budgets": unequal(made.arms, made.options),
+        "batch_keys": cost.keys,
+        "measured_keys": cost.measured,
+        "lanes_measured": cost.lanes,
+        "cpu_seconds": cost.seconds,
+        "wall_seconds": cost.wall_seconds,
+        "gpu_hours": cost.gpu_hours,
+        "disk_bytes": cost.disk_bytes,
+        "runs_without_estimate": cost.unknown,
+    }
+    if as_json:
+        print_json({**facts, "rows": rows, "skipped": dict(skipped)})
+    else:
+        _print_plan(made, rows, cost, skipped)
+    _check_limits(made, cost)
+
+
+def _counts(
+    made: Suite, store: Path
+) -> tuple[list[dict[str, Any]], list[Planned], dict[str, float]]:
+    """Return a row a case with counts, the runs to do, and the seconds of finished ones."""
+    from raybench.plan import distinct, to_do
+    from raybench.store import SuiteStore, table
+
+    statuses: dict[str, str] = {}
+    seconds: dict[str, list[float]] = {}
+    if (store / made.name / "runs").is_dir():
+        statuses = SuiteStore(store, made.name).statuses()
+    runs = distinct(made.runs)
+    if statuses:
+        walls = {}
+        try:
+            frame = table(store, made.name, scale=made.scale or None)
+            walls = dict(zip(frame["run_id"], frame["wall_s"], strict=True))
+        except NothingMatched:
+            walls = {}  # never planned at this scale: the time is measured
+        for planned in runs:
+            if statuses.get(planned.run.run_id) == "done" and planned.run.run_id in walls:
+                seconds.setdefault(planned.run.batch_key, []).append(walls[planned.run.run_id])
+    rows = _count_rows(runs, statuses)
+    means = {key: sum(walls) / len(walls) for key, walls in seconds.items()}
+    return rows, to_do(runs, statuses), means
+
+
+_BOOKKEEPING = ("phase", "arm", "trial", "study")
+_MOST_ROWS = 30
+
+
+def _count_rows(runs: Sequence[Planned], statuses: dict[str, str]) -> list[dict[str, Any]]:
+    """Return a row a case with counts; where cases are many, those of the last axes are summed."""
+    groups: dict[tuple[str, ...], Counter[str]] = {}
+    for planned in runs:
+        names = tuple(str(v) for k, v in planned.labels.items() if k not in _BOOKKEEPING)
+        status = statuses.get(planned.run.run_id, "")
+        counter = groups.setdefault(names, Counter())
+        counter["runs"] += 1
+        counter[status if status in ("done", "diverged", "failed") else "missing"] += 1
+    depth = max(map(len, groups), default=0)
+    while len(groups) > _MOST_ROWS and depth > 1:
+        depth -= 1
+        merged: dict[tuple[str, ...], Counter[str]] = {}
+        for names, counts in groups.items():
+            merged.setdefault(names[:depth], Counter()).update(counts)
+        groups = merged
+    rows = [_count_row(" ".join(names), counts) for names, counts in groups.items()]
+    if len(rows) > 1:
+        return [*rows, _count_row("total", sum(groups.values(), Counter()))]
+    return [{**row, "case": row["case"] or "all"} for row in rows]
+
+
+def _count_row(name: str, counts: Counter[str]) -> dict[str, Any]:
+    return {
+        "case": name,
+        "runs": counts["runs"],
+        "done": counts["done"],
+        "diverged": counts["diverged"],
+        "failed": counts["failed"],
+        "to do": counts["missing"] + counts["failed"],
+    }
+
+
+def _estimate(
+    made: Suite, todo: Sequence[Planned], finished: dict[str, float], cores: int
+) -> Estimate:
+    from raybench.estimate import estimate
+
+    slots = max(1, int(cores / made.resources.cpu))
+    extra = _later(made) if todo else 0
+    return estimate(
+        todo, finished_seconds=finished, resources=made.resources, slots=slots, extra_runs=extra
+    )
+
+
+def _print_plan(
+    made: Suite, rows: list[dict[str, Any]], cost: Estimate, skipped: Counter[str]
+) -> None:
+    at = f" at scale {made.scale}" if made.scale else ""
+    show(rows, as_json=False, title=f"{made.name}{at}")
+    for reason, count in skipped.items():
+        output.print(f"{count:,} skipped: {reason}")
+    _print_protocol(made)
+    if not cost.keys and not _later(made):
+        output.print("nothing to do")
+        return
+    if cost.problem:
+        output.print(f"some runs could not be measured: {cost.problem}", markup=False)
+    if cost.unknown:
+        output.print(f"{cost.unknown:,} runs are not in the times below")
+    if math.isnan(cost.seconds):
+        output.print(f"time unknown; at least {size(cost.disk_bytes)} of results")
+        return
+    output.print(
+        f"about {duration(cost.wall_seconds)} on {os.cpu_count()} cores here "
+        f"({duration(cost.seconds)} of one core, {cost.gpu_hours:.3g} GPU-h), "
+        f"{size(cost.disk_bytes)} of results; "
+        f"from {cost.measured} of {cost.keys} shapes measured at up to {cost.lanes} lanes"
+    )
+    if made.resources.gpu and not cost.on_gpu:
+        output.print("measured without a GPU, which the suite asks for: one will be faster")
+
+
+def _later(made: Suite) -> int:
+    """Return how many runs will follow once results have shown which."""
+    return made.num_refinements + made.num_confirmations
+
+
+def _print_protocol(made: Suite) -> None:
+    from raybench.plan import distinct
+    from raybench.suite.protocol import unequal
+
+    if not made.arms:
+        return
+    if made.num_refinements:
+        output.print(f"then {made.num_refinements:,} runs from the box of each arm's best trials")
+    if made.num_confirmations:
+        output.print(f"then {made.num_confirmations:,} confirmation runs, chosen by the search")
+    output.print(
+        f"in all {len(distinct(made.runs)) + _later(made):,} runs of {len(made.arms)} arms"
+    )
+    less = unequal(made.arms, made.options)
+    if not less:
+        output.print("every optimizer has the same budget as its rivals")
+    for name, budget in less.items():
+        output.print(f"unequal budgets: {name} has only {budget}", style="yellow", markup=False)
+
+
+def refuse_past_limits(made: Suite, store: Path, jobs: int | None) -> None:
+    """Refuse before anything starts; time and disk are measured only if a limit asks for them."""
+    from raybench.session import refuse_past_runs
+
+    refuse_past_runs(made)
+    limits = made.limits
+    if limits.hours or limits.gpu_hours or limits.disk_gb:
+        _, todo, finished = _counts(made, store)
+        _check_limits(made, _estimate(made, todo, finished, jobs or os.cpu_count() or 1))
+
+
+def _check_limits(made: Suite, cost: Estimate) -> None:
+    from raybench.session import refuse_past_runs
+
+    refuse_past_runs(made)
+    limits = made.limits
+    for name, most, expected in (
+        ("hours", limits.hours, cost.wall_seconds / 3600),
+        ("gpu_hours", limits.gpu_hours, cost.gpu_hours),
+        ("disk_gb", limits.disk_gb, cost.disk_bytes / 1e9),
+    ):
+        if most is not None and (math.isnan(expected) or cost.unknown):
+            raise RefusedError(
+                f"{made.name} has limits.{name} and its time cannot be estimated: {cost.problem}"
+            )
+        if most is not None and expected > most:
+            raise RefusedError(
+                f"{made.name} is estimated at {expected:.3g} {name} and limits.{name} is {most:g}; "
+                "raise the limit, or make the sweep smaller"
+            )
