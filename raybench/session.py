@@ -24,6 +24,7 @@ from raybench.schema import runs_table
 from raybench.spec import digest
 from raybench.store import SuiteStore
 from raybench.suite import Planned, Suite
+from raybench.suite.sections import Select
 from raybench.work import Progress, identity, versions
 
 FAILED: Final = "failed"
@@ -121,8 +122,13 @@ class Session:
             executed = self._phase("search" if suite.tune else "run", suite.runs, store, executor)
             runs = list(suite.runs)
             lost: list[str] = []
-            if suite.tune:
-                confirmed, lost = self._confirmations(store)
+            if suite.num_refinements:
+                refined = suite.refinements(self._values(store, runs))
+                runs += refined
+                self._plan(store, runs)
+                executed += self._phase("refine", refined, store, executor)
+            if suite.num_confirmations:
+                confirmed, lost = suite.confirmations(self._values(store, runs))
                 runs += confirmed
                 self._plan(store, runs)
                 executed += self._phase("confirm", confirmed, store, executor)
@@ -137,11 +143,18 @@ class Session:
         counts["skipped"] += sum(1 for p in runs if p.skipped)
         return Outcome(sum(counts.values()), executed, +counts, lost)
 
-    def _confirmations(self, store: SuiteStore) -> tuple[list[Planned], list[str]]:
-        select = self.suite.tune.select if self.suite.tune else None
-        assert select is not None
-        column = select.metric.replace("/", ".") + (".best" if select.at == "best" else "")
-        return self.suite.confirmations(store.summaries(column))
+    def _values(self, store: SuiteStore, runs: Sequence[Planned]) -> dict[str, float]:
+        """Return what each arm selects by, of those of its runs that have ended."""
+        arms: dict[Select, set[str]] = {}
+        for arm in self.suite.arms:
+            arms.setdefault(arm.tune.select, set()).add(arm.name)
+        values: dict[str, float] = {}
+        for select, names in arms.items():
+            column = select.metric.replace("/", ".") + (".best" if select.at == "best" else "")
+            found = store.summaries(column)
+            own = {p.run.run_id for p in runs if p.labels.get("arm") in names}
+            values |= {run_id: found[run_id] for run_id in own & found.keys()}
+        return values
 
     def _phase(
         self, name: str, runs: Sequence[Planned], store: SuiteStore, executor: list[Executor]
@@ -251,7 +264,7 @@ class Session:
 
 def refuse_past_runs(suite: Suite) -> None:
     """Raise RefusedError if a suite has more runs than its limits allow."""
-    count = len(distinct(suite.runs)) + suite.num_confirmations
+    count = len(distinct(suite.runs)) + suite.num_refinements + suite.num_confirmations
     most = suite.limits.runs
     if most is not None and count > most:
         raise RefusedError(

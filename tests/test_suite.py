@@ -435,7 +435,8 @@ def test_three_mistakes_are_told_together() -> None:
         suite("seedz: 3\nsweep:\n  - model.width: 5\nlimits: {runs: many}\n")
     assert str(caught.value) == (
         "suite.yaml:9:1: seedz: unknown key 'seedz'; did you mean 'seeds'? (known: base, derive, "
-        "description, limits, name, paper, resources, scales, search, seeds, skip, sweep, tune, "
+        "description, figures, limits, name, paper, resources, scales, search, seeds, skip, sweep, "
+        "tune, "
         "vars, version)\n"
         "    9 | seedz: 3\n"
         "      | ^^^^^\n"
@@ -553,7 +554,10 @@ def test_three_mistakes_in_the_runs_are_told_together_and_once() -> None:
             "tune: {select: {metric: test/loss}}",
             "9:25: tune.select.metric: 'test/loss': string should match pattern",
         ),
-        ("tune: {method: bayes}", "9:16: tune.method: 'bayes': input should be 'random', 'halton'"),
+        (
+            "tune: {method: bayes}",
+            "9:16: tune.method: 'bayes': input should be 'random', 'random_state'",
+        ),
         ("tune: {trials: 0}", "9:16: tune.trials: 0: input should be greater than or equal to 1"),
         (
             "search: {optimizer.lr: {log_uniform: [1, 0.1]}}\ntune: {}",

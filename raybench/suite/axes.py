@@ -23,17 +23,22 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Option:
-    """One point of an axis: what it sets, how it is called, and the space it opens."""
+    """One point of an axis: what it sets, how it is called, and the space it opens.
+
+    `tune` holds what a case changes of the tuning protocol, each with its place in the file.
+    """
 
     sets: tuple[Assignment, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     search: Mapping[str, tuple[Distribution, Path]] = field(default_factory=dict)
+    tune: Mapping[str, tuple[Any, Path]] = field(default_factory=dict)
 
     def __add__(self, other: Option) -> Option:
         return Option(
             self.sets + other.sets,
             {**self.labels, **other.labels},
             {**self.search, **other.search},
+            {**self.tune, **other.tune},
         )
 
 
@@ -138,11 +143,12 @@ def _cases(value: Mapping[str, Any], path: Path, problems: list[Problem]) -> lis
         if not isinstance(body, Mapping):
             problems.append(Problem(inner, f"case {name!r} is a mapping of what it sets"))
             continue
-        rest = {key: item for key, item in body.items() if key not in ("search", "sweep")}
+        rest = {k: item for k, item in body.items() if k not in ("search", "sweep", "tune")}
         own = Option(
             tuple(assignments(rest, inner)),
             {label: str(name)},
             search_space(body.get("search", {}), (*inner, "search"), problems),
+            _protocol(body.get("tune", {}), (*inner, "tune"), problems),
         )
         nested = axes(body["sweep"], (*inner, "sweep"), problems) if "sweep" in body else []
         if any(label in option.labels for axis_options in nested for option in axis_options):
@@ -150,6 +156,13 @@ def _cases(value: Mapping[str, Any], path: Path, problems: list[Problem]) -> lis
             problems.append(Problem((*inner, "sweep"), message))
         options += [own + combo for combo in product(nested)]
     return options
+
+
+def _protocol(value: object, path: Path, problems: list[Problem]) -> dict[str, tuple[Any, Path]]:
+    if not isinstance(value, Mapping):
+        problems.append(Problem(path, "tune is a mapping of what the case changes: {one_shot: 3}"))
+        return {}
+    return {key: (item, (*path, key)) for key, item in value.items()}
 
 
 def search_space(

@@ -16,8 +16,8 @@ from raybench.spec import Run
 from raybench.suite.axes import Assignment, Option, product
 from raybench.suite.config import Config, Origins, copy, look_up, origin, put, put_all
 from raybench.suite.expr import Expression, ExpressionError
-from raybench.suite.sampling import points
-from raybench.suite.sections import Limits, Resources, Seeds, Skip, Tune
+from raybench.suite.protocol import Arm, Trial
+from raybench.suite.sections import ONE_SHOT, Limits, Resources, Seeds, Skip, Tune, section
 from raybench.suite.source import Source
 from raybench.tables import build
 
@@ -38,15 +38,6 @@ class Planned:
     run: Run[Procedure]
     labels: Mapping[str, str | int]
     skipped: str = ""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One point of the sweep that has a space to search."""
-
-    name: str
-    option: Option
-    trials: Sequence[Mapping[str, Any]]
 
 
 @dataclass
@@ -108,21 +99,52 @@ class Suite:
 
     @cached_property
     def arms(self) -> list[Arm]:
-        """The arms of a tuned suite in the order of the sweep; empty for any other."""
+        """The arms of a tuned suite in the order of the sweep; empty for any other.
+
+        Raises:
+            SuiteError: a case changes the protocol to what cannot be.
+        """
         if self.tune is None:
             return []
-        return [self._arm(option) for option in product(self.options)]
+        problems: list[Problem] = []
+        found = [arm for option in product(self.options) for arm in self._studies(option, problems)]
+        if problems:
+            raise self.source.fail(problems)
+        return found
+
+    @property
+    def num_refinements(self) -> int:
+        """Runs that will follow once the first trials have shown where to look."""
+        return sum(
+            (arm.tune.most - arm.tune.first) * arm.tune.seeds
+            for arm in self._searched()
+            if arm.space
+        )
 
     @property
     def num_confirmations(self) -> int:
-        """Runs that will follow once the search has picked a configuration for each arm."""
-        if self.tune is None:
-            return 0
-        searched = {p.labels["arm"] for p in self.runs if not p.skipped}
-        return self.tune.confirm.seeds * len(searched)
+        """Runs that will follow once the search has picked a configuration for each budget.
+
+        Fewer are carried out where two budgets pick the same trial.
+        """
+        return sum(arm.tune.confirm.seeds * len(arm.tune.sizes) for arm in self._searched())
+
+    def refinements(self, values: Mapping[str, float]) -> list[Planned]:
+        """Return the trials from the box of the best, for arms whose first trials are complete.
+
+        Args:
+            values: as for `confirmations`.
+        """
+        scores = self._scores(self.runs, values)
+        found: list[Planned] = []
+        for index, arm in enumerate(self.arms):
+            first = len(arm.trials)
+            for number, trial in enumerate(arm.refined(scores.get(index, []))):
+                found += self._trial(arm, "refine", first + number, trial, [])
+        return found
 
     def confirmations(self, values: Mapping[str, float]) -> tuple[list[Planned], list[str]]:
-        """Return the runs that confirm the best trial of each arm whose search is complete.
+        """Return the runs that confirm the best trial of each arm and budget that is complete.
 
         Args:
             values: the selection metric by run_id; infinite for runs that failed or diverged.
@@ -130,54 +152,73 @@ class Suite:
         Returns:
             The runs, and the names of arms in which no trial came to an end.
         """
-        if self.tune is None:
-            return [], []
-        sign = 1.0 if self.tune.select.mode == "min" else -1.0
-        scores: dict[str, dict[int, list[float]]] = {}
-        for planned in self.runs:
-            if planned.skipped or planned.labels.get("phase") != "search":
-                continue
-            of_arm = scores.setdefault(str(planned.labels["arm"]), {})
-            of_trial = of_arm.setdefault(int(planned.labels["trial"]), [])
-            value = values.get(planned.run.run_id, math.nan)
-            of_trial.append(math.inf if math.isinf(value) else sign * value)
-        problems: list[Problem] = []
+        first = self._scores(self.runs, values)
+        scores = self._scores([*self.runs, *self.refinements(values)], values)
         confirmed: list[Planned] = []
         lost: list[str] = []
-        for arm in self.arms:
-            trials = scores.get(arm.name, {})
-            means = {trial: sum(scored) / len(scored) for trial, scored in trials.items()}
-            if not means or any(math.isnan(mean) for mean in means.values()):
-                continue  # skipped, or its search is not complete
-            best = min(means, key=lambda trial: means[trial])
-            if math.isinf(means[best]):
-                lost.append(arm.name)
-                continue
-            labels: dict[str, str | int] = {"phase": "confirm", "arm": arm.name, "trial": best}
-            confirmed += self._point(
-                arm.option, arm.trials[best], self._confirm_seeds(), labels, problems
-            )
-        assert not problems, problems  # the same configuration was built for the search
+        for index, arm in enumerate(self.arms):
+            of_arm = scores.get(index, [])
+            trials = [*arm.trials, *arm.refined(first.get(index, []))]
+            for budget, pick in arm.picks(of_arm).items():
+                if pick is None:
+                    lost.append(" ".join(filter(None, (arm.name, budget))))
+                    continue
+                labels = arm.labels("confirm", pick, budget)
+                seeds = self._confirm_seeds(arm)
+                confirmed += self._point(arm.option, trials[pick], seeds, labels, [])
         return confirmed, lost
 
-    def _confirm_seeds(self) -> list[Seed]:
-        count = self.tune.confirm.seeds if self.tune else 0
-        return [self._seed(CONFIRM_OFFSET + index) for index in range(count)]
+    def _searched(self) -> list[Arm]:
+        if self.tune is None:
+            return []
+        named = {p.labels["arm"] for p in self.runs if not p.skipped}
+        return [arm for arm in self.arms if arm.name in named]
+
+    def _studies(self, option: Option, problems: list[Problem]) -> Iterator[Arm]:
+        tune = cast("Tune", self.tune)
+        if option.tune:
+            given = {key: value for key, (value, _) in option.tune.items()}
+            base = dict(self.document["tune"])
+            for one, other in (("trials", "budgets"), ("budgets", "trials")):
+                if one in given:
+                    base.pop(other, None)
+            where = next(iter(option.tune.values()))[1][:-1]
+            changed = section("tune", {**base, **given}, where, problems)
+            if changed is None:
+                return
+            tune = cast("Tune", changed)
+        for study in range(tune.studies):
+            yield Arm(option, tune, study)
+
+    def _scores(
+        self, runs: Sequence[Planned], values: Mapping[str, float]
+    ) -> dict[int, list[float]]:
+        """Return the mean score of each trial by the place of its arm; nan for unfinished ones."""
+        places = {(arm.name, arm.study): place for place, arm in enumerate(self.arms)}
+        scores: dict[int, dict[int, list[float]]] = {}
+        for planned in runs:
+            if planned.skipped or planned.labels.get("phase") not in ("search", "refine"):
+                continue
+            place = places[str(planned.labels["arm"]), int(planned.labels.get("study", 0))]
+            sign = 1.0 if self.arms[place].tune.select.mode == "min" else -1.0
+            value = values.get(planned.run.run_id, math.nan)
+            of_trial = scores.setdefault(place, {}).setdefault(int(planned.labels["trial"]), [])
+            of_trial.append(math.inf if math.isinf(value) else sign * value)
+        return {
+            place: [sum(of[trial]) / len(of[trial]) for trial in sorted(of)]
+            for place, of in scores.items()
+        }
+
+    def _confirm_seeds(self, arm: Arm) -> list[Seed]:
+        tune = arm.tune
+        if not tune.confirm.reuse:
+            return [self._seed(CONFIRM_OFFSET + index) for index in range(tune.confirm.seeds)]
+        own = [self._seed(arm.study * tune.seeds + index) for index in range(tune.seeds)]
+        fresh = tune.studies * tune.seeds
+        return own + [self._seed(fresh + index) for index in range(tune.confirm.seeds)]
 
     def _seed(self, index: int) -> Seed:
         return Seed(self.seeds.base + index, self.seeds.base, self.seeds.fixed)
-
-    def _arm(self, option: Option) -> Arm:
-        tune = cast("Tune", self.tune)
-        space = {key: distribution for key, (distribution, _) in option.search.items()}
-        parts = [*option.labels.values()]
-        parts += [f"{'.'.join(item.key)}={item.value}" for item in self._own(option)]
-        drawn = points(space, tune.method, tune.trials, tune.seed) if space else [{}]
-        return Arm("/".join(parts) or "all", option, drawn)
-
-    def _own(self, option: Option) -> list[Assignment]:
-        # What plain axes set names an arm too; what a case sets is behind the case's own name.
-        return [item for item in option.sets if "cases" not in item.path]
 
     def _expand(self, problems: list[Problem]) -> Iterator[Planned]:
         for count, planned in enumerate(self._combinations(problems)):
@@ -197,16 +238,26 @@ class Suite:
                     return
                 yield from self._point(option, {}, seeds, {}, problems)
             return
-        seeds = [self._seed(index) for index in range(self.tune.seeds)]
-        try:
-            arms = self.arms
-        except ValueError as error:
-            problems.append(Problem(self.origins["tune"], str(error)))
-            return
-        for arm in arms:
-            for trial, values in enumerate(arm.trials):
-                labels = dict[str, str | int](phase="search", arm=arm.name, trial=trial)
-                yield from self._point(arm.option, values, seeds, labels, problems)
+        for arm in self.arms:
+            if arm.tune.one_shot and arm.study == 0:
+                seeds = [self._seed(index) for index in range(arm.tune.one_shot)]
+                labels = arm.labels(ONE_SHOT, budget=ONE_SHOT)
+                yield from self._point(arm.option, {}, seeds, labels, problems)
+            try:
+                trials = arm.trials
+            except ValueError as error:
+                problems.append(Problem(self.origins["tune"], str(error)))
+                return
+            for number, trial in enumerate(trials):
+                yield from self._trial(arm, "search", number, trial, problems)
+
+    def _trial(
+        self, arm: Arm, phase: str, number: int, trial: Trial, problems: list[Problem]
+    ) -> Iterator[Planned]:
+        first = arm.study * arm.tune.seeds
+        seeds = [self._seed(first + index) for index in range(arm.tune.seeds)]
+        labels = arm.labels(phase, number)
+        yield from self._point(arm.option, trial, seeds, labels, problems, blind=arm.tune.blind)
 
     def _point(
         self,
@@ -215,10 +266,16 @@ class Suite:
         seeds: Sequence[Seed],
         labels: Mapping[str, str | int],
         problems: list[Problem],
+        *,
+        blind: bool = False,
     ) -> Iterator[Planned]:
         """Yield the runs of one fully resolved configuration, one for each seed."""
         found: list[Problem] = []
         config, reason = self._resolve(option, trial, found)
+        if blind:
+            shown = look_up(config, PROCEDURES, "record.on")
+            hidden = [split for split in shown if split != "test"]
+            put(config, Assignment(("record", "on"), hidden, ()))
         procedure = None
         if not found:
             procedure = self._build(config, found)

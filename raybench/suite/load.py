@@ -88,6 +88,10 @@ def _check_document(
     if not _is_name(name):
         message = f"name: letters, digits, - and _ only (it names a folder), not {name!r}"
         problems.append(Problem(origins.get("name", ("name",)), message))
+    figures = document.get("figures", "")
+    if not isinstance(figures, str):
+        message = f"figures: the suite whose figures are drawn, by name, not {figures!r}"
+        problems.append(Problem(origins["figures"], message))
 
 
 def _is_name(value: object) -> bool:

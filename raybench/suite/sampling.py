@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -14,39 +14,74 @@ from scipy.stats import qmc
 
 from raybench.errors import Path, Problem, suggest
 
-METHODS: Final = ("random", "halton", "sobol", "grid")
+METHODS: Final = ("random", "random_state", "halton", "sobol", "grid")
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """A hyperparameter's space: `quantile` maps a number in [0, 1) to a value.
+    """A hyperparameter's space.
 
-    `choices` is set where the space is a finite list (`choice`), which a grid goes through.
+    Attributes:
+        kind: how values lie between the bounds, a key of `RANGES`, or `choice`.
+        low: lower bound, an exponent of 10 for `log10_uniform`.
+        high: upper bound, included for `int`.
+        choices: of a `choice`, which a grid goes through.
+        complement: whether the value is 1 - what is drawn (`one_minus`).
     """
 
-    quantile: Callable[[float], Any]
+    kind: str
+    low: float = 0.0
+    high: float = 0.0
     choices: tuple[Any, ...] = ()
+    complement: bool = False
+
+    def quantile(self, u: float) -> Any:
+        """Return the value at `u` in [0, 1)."""
+        if self.kind == "choice":
+            return self.choices[int(u * len(self.choices))]
+        value = RANGES[self.kind](self.low, self.high, u)
+        return 1 - value if self.complement else value
+
+    def drawn(self, generator: np.random.RandomState) -> Any:
+        """Return a value from numpy's legacy generator, which draws whole numbers by `randint`."""
+        if self.kind == "int":
+            return int(generator.randint(int(self.low), int(self.high) + 1))
+        return self.quantile(float(generator.random_sample()))
+
+    def around(self, values: Sequence[Any]) -> Distribution:
+        """Return the same kind of space, from the lowest to the highest of `values`."""
+        if self.kind == "choice":
+            return replace(self, choices=tuple(dict.fromkeys(values)))
+        plain = [1 - value if self.complement else value for value in values]
+        ends = min(plain), max(plain)
+        if self.kind == "log10_uniform":
+            ends = math.log10(ends[0]), math.log10(ends[1])
+        return replace(self, low=ends[0], high=ends[1])
 
 
-def _log_uniform(low: float, high: float) -> Distribution:
-    if low <= 0:
-        raise ValueError("log_uniform needs two positive numbers")
-    start, width = math.log(low), math.log(high / low)
-    return Distribution(lambda u: math.exp(start + u * width))
+def _log_uniform(low: float, high: float, u: float) -> float:
+    return math.exp(math.log(low) + u * math.log(high / low))
 
 
-def _uniform(low: float, high: float) -> Distribution:
-    return Distribution(lambda u: low + u * (high - low))
+def _log10_uniform(low: float, high: float, u: float) -> float:
+    return float(10 ** (low + u * (high - low)))
 
 
-def _integers(low: float, high: float) -> Distribution:
-    if int(low) != low or int(high) != high:
-        raise ValueError("int needs two whole numbers")
-    return Distribution(lambda u: int(low) + int(u * (int(high) - int(low) + 1)))
+def _uniform(low: float, high: float, u: float) -> float:
+    return low + u * (high - low)
 
 
-_RANGES: Final = {"log_uniform": _log_uniform, "uniform": _uniform, "int": _integers}
-KINDS: Final = (*_RANGES, "choice")
+def _integers(low: float, high: float, u: float) -> int:
+    return int(low) + int(u * (int(high) - int(low) + 1))
+
+
+RANGES: Final[Mapping[str, Callable[[float, float, float], Any]]] = {
+    "log_uniform": _log_uniform,
+    "log10_uniform": _log10_uniform,
+    "uniform": _uniform,
+    "int": _integers,
+}
+KINDS: Final = (*RANGES, "choice", "one_minus")
 
 
 def distribution(value: object, path: Path, problems: list[Problem]) -> Distribution | None:
@@ -57,9 +92,14 @@ def distribution(value: object, path: Path, problems: list[Problem]) -> Distribu
         return None
     ((kind, bounds),) = value.items()
     inner = (*path, str(kind))
+    if kind == "one_minus":
+        found = distribution(bounds, inner, problems)
+        if found is not None and (found.kind in ("choice", "int") or found.complement):
+            problems.append(Problem(inner, f"one_minus of {found.kind} is not a space"))
+            return None
+        return found and replace(found, complement=True)
     if kind == "choice" and isinstance(bounds, list) and bounds:
-        options = tuple(bounds)
-        return Distribution(lambda u: options[int(u * len(options))], options)
+        return Distribution("choice", choices=tuple(bounds))
     if kind not in KINDS:
         message = f"unknown distribution {kind!r}{suggest(str(kind), KINDS)}"
         problems.append(Problem(inner, message, on_key=True))
@@ -72,11 +112,13 @@ def distribution(value: object, path: Path, problems: list[Problem]) -> Distribu
         message = f"{kind} needs [low, high] with low < high, not {bounds!r}"
         problems.append(Problem(inner, message))
         return None
-    try:
-        return _RANGES[kind](*bounds)
-    except ValueError as error:
-        problems.append(Problem(inner, str(error)))
+    if kind == "log_uniform" and bounds[0] <= 0:
+        problems.append(Problem(inner, "log_uniform needs two positive numbers"))
         return None
+    if kind == "int" and any(int(bound) != bound for bound in bounds):
+        problems.append(Problem(inner, "int needs two whole numbers"))
+        return None
+    return Distribution(str(kind), *bounds)
 
 
 def points(
@@ -86,6 +128,9 @@ def points(
 
     The points depend only on the space's names, the method, and `seed`: arms with one space get
     the same points, on every problem. More trials extend a list and leave its beginning alone.
+
+    `random_state` is the sampler of Schmidt et al. 2021 (arXiv:2007.01547): one
+    `numpy.random.RandomState(seed)` draws trial by trial, in the order of the space's names.
 
     Raises:
         ValueError: a grid over a space that is not finite.
@@ -97,6 +142,9 @@ def points(
             raise ValueError(f"a grid needs `choice` for every key, and {endless[0]} has none")
         product = itertools.product(*(space[name].choices for name in names))
         return [dict(zip(names, combo, strict=True)) for combo in product][:trials]
+    if method == "random_state":
+        legacy = np.random.RandomState(seed)
+        return [{name: space[name].drawn(legacy) for name in names} for _ in range(trials)]
     unit = _unit_cube(method, trials, len(names), seed)
     return [
         {name: space[name].quantile(float(u)) for name, u in zip(names, row, strict=True)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,7 @@ from raybench.tables import construct
 
 SECTIONS: Final = (
     "version", "name", "paper", "description", "base", "vars", "sweep", "search", "skip", "derive",
-    "tune", "seeds", "limits", "resources", "scales",
+    "tune", "seeds", "limits", "resources", "scales", "figures",
 )  # fmt: skip
 """The keys of a suite file; keys that begin with `x-` are free for notes."""
 
@@ -64,16 +64,41 @@ class Confirm(Spec):
     """How the chosen configuration is run again."""
 
     seeds: int = Field(default=10, ge=1)
-    """Fresh seeds, none of them used in the search."""
+    """Seeds that the search has not used."""
+    reuse: bool = False
+    """Whether the run of the search that was chosen counts as one more seed, as in Schmidt et al.
+    2021; its score is then biased, because it was chosen for being good."""
+
+
+class Refine(Spec):
+    """Trials past `after` come from a smaller box: what the best trials so far span."""
+
+    after: int = Field(ge=1)
+    """Trials from the whole space."""
+    best: int = Field(default=10, ge=1)
+    """How many of them, the best by the selection metric, span the box."""
 
 
 class Tune(Spec):
     """The tuning protocol: each arm searches its space, and its pick is confirmed."""
 
-    method: Literal["random", "halton", "sobol", "grid"] = "random"
-    """How trials are drawn."""
+    method: Literal["random", "random_state", "halton", "sobol", "grid"] = "random"
+    """How trials are drawn; `random_state` is the sampler of Schmidt et al. 2021: numpy's legacy
+    generator, trial by trial in the order of the keys."""
     trials: int = Field(default=20, ge=1)
     """Trials of each arm: the same for every arm."""
+    budgets: Mapping[str, Annotated[int, Field(ge=1)]] | None = None
+    """Several numbers of trials by name, {small: 25, large: 75}, in place of `trials`: they share
+    their trials, and each has a pick of its own. {}: no search at all."""
+    one_shot: int = Field(default=0, ge=0)
+    """Seeds of each arm with its defaults, untuned."""
+    refine: Refine | None = None
+    """Whether later trials come from a smaller box."""
+    studies: int = Field(default=1, ge=1)
+    """How often the whole search is repeated, each time with other trials and seeds: the spread
+    between studies is what tuning itself adds to a result."""
+    blind: bool = False
+    """Whether runs of the search do not even measure the test split."""
     seeds: int = Field(default=1, ge=1)
     """Seeds of each trial; their mean is what counts."""
     seed: int = Field(default=0, ge=0)
@@ -82,6 +107,40 @@ class Tune(Spec):
     """What the pick is made by."""
     confirm: Confirm = Confirm()
     """What follows the pick."""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.budgets is not None and "trials" in self.model_fields_set:
+            raise ValueError("budgets are in place of trials: give one of them")
+        for name in self.budgets or {}:
+            if name == ONE_SHOT or not name.isidentifier():
+                raise ValueError(f"{name!r} cannot be a budget: a word, and not {ONE_SHOT}")
+        if self.blind and self.confirm.reuse:
+            raise ValueError("blind runs of the search have no test score that confirm could reuse")
+        if self.refine and self.method in ("halton", "sobol", "grid"):
+            raise ValueError("refine draws at random: use method random or random_state")
+        if self.refine and self.refine.best > self.refine.after:
+            raise ValueError(f"refine: the best {self.refine.best} of {self.refine.after} trials")
+        return self
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Number of trials by name of the budget; one without a name where none is declared."""
+        return {"": self.trials} if self.budgets is None else self.budgets
+
+    @property
+    def most(self) -> int:
+        """Trials of the largest budget."""
+        return max(self.sizes.values(), default=0)
+
+    @property
+    def first(self) -> int:
+        """Trials that are known before any result."""
+        return min(self.most, self.refine.after) if self.refine else self.most
+
+
+ONE_SHOT: Final = "one_shot"
+"""Phase and budget of the runs with an arm's defaults."""
 
 
 class Limits(Spec):

@@ -1,0 +1,156 @@
+"""The tuning protocol of an arm: which trials it has, and which of them each budget picks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from raybench.suite.axes import Assignment, Option
+from raybench.suite.sampling import Distribution, points
+from raybench.suite.sections import ONE_SHOT, Tune
+
+Trial = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One point of the sweep that has a space to search, in one study.
+
+    Attributes:
+        tune: the protocol, with what a case changes of it.
+        study: which repetition of the search, from 0.
+    """
+
+    option: Option
+    tune: Tune
+    study: int = 0
+
+    @cached_property
+    def name(self) -> str:
+        """The names of its cases, and the settings of its other axes."""
+        parts = [*self.option.labels.values()]
+        parts += [f"{'.'.join(item.key)}={item.value}" for item in self._settings]
+        return "/".join(parts) or "all"
+
+    @cached_property
+    def space(self) -> dict[str, Distribution]:
+        """What is searched, in the order of the file."""
+        return {key: space for key, (space, _) in self.option.search.items()}
+
+    @cached_property
+    def trials(self) -> list[Trial]:
+        """Trials that are known before any result.
+
+        Raises:
+            ValueError: a grid over a space that is not finite.
+        """
+        if not self.space or not self.tune.first:
+            return [{}] if self.tune.first else []
+        return [*points(self.space, self.tune.method, self.tune.first, self._seed)]
+
+    def refined(self, scores: Sequence[float]) -> list[Trial]:
+        """Return the trials from the box of the best, once all first trials have a score.
+
+        Schmidt et al. 2021 (arXiv:2007.01547): the generator starts again from its seed, on the
+        bounds that the best trials span.
+
+        Args:
+            scores: of the first trials, lower is better; nan where one is not finished, infinite
+                where it was lost.
+        """
+        refine, count = self.tune.refine, self.tune.most - self.tune.first
+        done = len(scores) == len(self.trials) and not any(map(math.isnan, scores))
+        if refine is None or count <= 0 or not self.space or not done:
+            return []
+        order = sorted(range(len(scores)), key=lambda trial: scores[trial])
+        best = [trial for trial in order[: refine.best] if math.isfinite(scores[trial])]
+        if not best:
+            return []
+        box = {
+            key: space.around([self.trials[trial][key] for trial in best])
+            for key, space in self.space.items()
+        }
+        return [*points(box, self.tune.method, count, self._seed)]
+
+    def picks(self, scores: Sequence[float]) -> dict[str, int | None]:
+        """Return the best trial of each budget; None where every trial of it was lost.
+
+        A budget whose trials have not all come to an end has no entry.
+
+        Args:
+            scores: of all trials, as in `refined`.
+        """
+        found: dict[str, int | None] = {}
+        # Where all first trials are lost there is no box, and no more trials will come.
+        ends = self._finite or (bool(scores) and all(map(math.isinf, scores)))
+        for budget, size in self.tune.sizes.items():
+            size = min(size, len(scores)) if ends else size
+            within = scores[:size]
+            if not within or len(within) < size or any(map(math.isnan, within)):
+                continue
+            best = min(range(size), key=lambda trial: within[trial])
+            found[budget] = best if math.isfinite(within[best]) else None
+        return found
+
+    @property
+    def num_trials(self) -> int:
+        """Trials that the arm will have in all."""
+        return len(self.trials) if self._finite else self.tune.most
+
+    @property
+    def _settings(self) -> list[Assignment]:
+        # What plain axes set names an arm too; what a case sets is behind the case's own name.
+        return [item for item in self.option.sets if "cases" not in item.path]
+
+    @property
+    def _finite(self) -> bool:
+        # Without a space there is one trial; a grid may have fewer points than the budget.
+        return not self.space or self.tune.method == "grid"
+
+    @property
+    def _seed(self) -> int:
+        return self.tune.seed + self.study
+
+    def labels(
+        self, phase: str, trial: int | None = None, budget: str = ""
+    ) -> dict[str, str | int]:
+        """Return the labels of the arm's runs in a phase."""
+        found: dict[str, str | int] = {"phase": phase, "arm": self.name}
+        if trial is not None:
+            found["trial"] = trial
+        if budget:
+            found["budget"] = budget
+        if self.tune.studies > 1 and phase != ONE_SHOT:
+            found["study"] = self.study
+        return found
+
+
+def unequal(arms: Sequence[Arm], axes: Sequence[Sequence[Option]]) -> dict[str, str]:
+    """Return the arms that are tuned with less than their rivals, and what they have.
+
+    Rivals differ only in the cases of the axes that set the optimizer or open a space to search.
+    """
+    rival = {
+        label
+        for options in axes
+        for option in options
+        if option.search or any(item.key[0] == "optimizer" for item in option.sets)
+        for label in option.labels
+    }
+    groups: dict[tuple[object, ...], dict[str, tuple[int, int, int]]] = {}
+    for arm in arms:
+        shared = [item for item in arm.option.labels.items() if item[0] not in rival]
+        settings = [
+            (item.key, str(item.value)) for item in arm._settings if item.key[0] != "optimizer"
+        ]
+        budget = (arm.num_trials, arm.tune.seeds, arm.tune.one_shot)
+        groups.setdefault((*shared, *settings, arm.study), {})[arm.name] = budget
+    return {
+        name: f"{budget[0]} trials of {budget[1]} seeds, {budget[2]} seeds untuned"
+        for group in groups.values()
+        for name, budget in group.items()
+        if budget != max(group.values())
+    }
