@@ -23,6 +23,9 @@ def ls(
         str | None,
         typer.Argument(help="suites, data, models, optim, schedules, probes or procedures."),
     ] = None,
+    library: Annotated[
+        bool, typer.Option("--library", help="Also every component of the libraries.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List suites and components, with where each comes from.
@@ -46,7 +49,24 @@ def ls(
             except RaybenchError as error:
                 about = f"cannot be loaded: {error}"
             rows.append({"kind": each, "name": name, "from": table.origin(name), "about": about})
+        rows += _libraries(each, table, whole=library)
     show(rows, as_json=as_json)
+
+
+def _libraries(kind: str, table: Any, *, whole: bool) -> Iterator[dict[str, Any]]:
+    """Yield a row for each library that a table takes from, or for each name in it."""
+    for prefix, source in table.sources.items():
+        names = source.names()
+        if whole:
+            for name in (f"{prefix}:{inner}" for inner in names):
+                about = _first_line(table[name].__doc__)
+                yield {"kind": kind, "name": name, "from": table.origin(name), "about": about}
+        elif names:
+            about = f"{len(names)} more, such as {prefix}:{names[-1]}; list them with --library"
+            yield {"kind": kind, "name": f"{prefix}:NAME", "from": prefix, "about": about}
+        else:
+            about = 'not installed: pip install "raybench[optim]"'
+            yield {"kind": kind, "name": f"{prefix}:NAME", "from": prefix, "about": about}
 
 
 def show_one(
