@@ -20,6 +20,10 @@ MODULES = {
     "double-descent-width": "double_descent_width",
     "width-sweep": "width_sweep",
     "optimizer-quick": "optimizer_quick",
+    "ridgeless": "ridgeless",
+    "random-labels": "random_labels",
+    "double-descent": "double_descent_full",
+    "wide-limits": "wide_limits",
 }
 """Suite name to the module under `raybench.analysis` with its FIGURES."""
 

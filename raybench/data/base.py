@@ -15,6 +15,7 @@ from raybench.spec import Hyper, Spec
 
 SPLITS = ("train", "valid", "test")
 
+Inputs = Literal["true", "shuffled", "random_pixels", "gaussian"]
 Augmentation = Literal["crop", "crop_sixteenth", "flip", "cutout", "noise", "jitter"]
 
 
@@ -92,6 +93,11 @@ class Data(Spec, ABC):
     augmentation (TensorFlow's per_image_standardization)."""
     target: Literal["label", "input"] = "label"
     """What a model must give for a row: its label, or the row itself (autoencoders)."""
+    inputs: Inputs = "true"
+    """What stands in for the rows, in every split: `shuffled` pixels, by one permutation for all
+    rows; `random_pixels`, by one for each row; `gaussian` numbers with the mean and deviation of
+    the training rows (Zhang et al. 2017, arXiv:1611.03530). Pixels of images keep their channels
+    together. Labels stay. Each run then has rows of its own: a copy of the set for each lane."""
 
     @abstractmethod
     def pool(self, seed: Seed) -> Pool:
@@ -112,9 +118,11 @@ class Data(Spec, ABC):
             RaybenchError: the set has fewer rows than the splits ask for.
         """
         pool = self.pool(seed)
+        rows = self._split(pool, seed)
+        if self.inputs != "true":
+            pool = pool._replace(x=randomised(pool.x, self.inputs, rows["train"], seed))
         if self.target == "input":
             pool = pool._replace(y=pool.x.flatten(1), classes=0)
-        rows = self._split(pool, seed)
         y = {split: pool.y[index] for split, index in rows.items()}
         if self.label_noise > 0:
             y["train"] = _noisy(y["train"], self.label_noise, pool.classes, seed)
@@ -147,6 +155,37 @@ class Data(Spec, ABC):
                     f"of {total}; ask for fewer rows in data.train, data.valid or data.test"
                 )
         return {"train": train, "valid": valid, "test": test}
+
+
+def randomised(x: Tensor, inputs: Inputs, train: Tensor, seed: Seed) -> Tensor:
+    """Return rows whose pixels are moved or drawn anew (Zhang et al. 2017, section 2.2).
+
+    Args:
+        x: rows [N, D], or images [N, channels, height, width].
+        inputs: what becomes of them; `true` leaves them.
+        train: places of the training rows, whose mean and deviation over all numbers those of
+            `gaussian` are.
+        seed: of the run; its stream `data` decides.
+
+    Raises:
+        RaybenchError: rows are tokens, which are no pixels.
+    """
+    if inputs == "true":
+        return x
+    if not x.is_floating_point():
+        raise RaybenchError("data.inputs: rows are tokens, and only numbers can be randomised")
+    draw = stream(seed, "data/inputs")
+    if inputs == "gaussian":
+        known = x[train].double()
+        noise = torch.randn(x.shape, generator=draw)
+        return noise * float(known.std(correction=0)) + float(known.mean())
+    pixels = x.flatten(2) if x.dim() == 4 else x.flatten(1)
+    size = pixels.shape[-1]
+    if inputs == "shuffled":
+        return pixels[..., torch.randperm(size, generator=draw)].reshape(x.shape)
+    places = torch.rand(len(x), size, generator=draw).argsort(1)
+    places = places[:, None] if x.dim() == 4 else places
+    return pixels.gather(-1, places.expand(pixels.shape)).reshape(x.shape)
 
 
 def _shuffled(count: int, draw: torch.Generator) -> Tensor:

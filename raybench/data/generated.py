@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -11,6 +13,7 @@ from torch import Tensor
 from raybench.data.base import Data, Pool
 from raybench.errors import RaybenchError
 from raybench.rng import Seed, stream
+from raybench.spec import Hyper
 
 
 class Generated(Data):
@@ -55,23 +58,73 @@ class TeacherStudent(Generated):
         return Pool(x.float(), y.float(), classes=0)
 
 
+class Truth(NamedTuple):
+    """The linear function that targets follow, as far as inputs can tell.
+
+    Attributes:
+        beta: coefficients, [dim, outputs], in float64.
+        unseen: variance of what inputs do not hold, for each output.
+    """
+
+    beta: Tensor
+    unseen: float
+
+
 class Gaussian(Generated):
     """Linear regression with isotropic Gaussian inputs: y = x . beta + noise.
 
-    The setting of Hastie et al. 2019 (arXiv:1903.08560): |beta|^2 = signal. Noise of standard
-    deviation `label_noise` is added to the training targets.
+    The setting of Hastie et al. 2019 (arXiv:1903.08560): |beta|^2 = signal in a random direction.
+    Noise of standard deviation `label_noise` is added to the training targets. With `decay` the
+    model is misspecified (their section 5): only a share of the signal is in the `dim` inputs, and
+    the rest comes from inputs nobody sees. Those are Gaussian too, so what they add to y is a
+    Gaussian number in each row, however many they are.
     """
 
-    signal: float = Field(default=1.0, ge=0)
-    """|beta|^2."""
+    revision: ClassVar[int] = 2
+
+    signal: Hyper = Field(default=1.0, ge=0)
+    """|beta|^2, that of unseen inputs included."""
+    decay: float | None = Field(default=None, ge=0)
+    """Unseen is a share (1 + dim / train)^-decay of the signal; null for none."""
+    outputs: int = Field(default=1, ge=1)
+    """Number of targets, each with coefficients and noise of its own over the same inputs."""
 
     def pool(self, seed: Seed) -> Pool:
-        """Return rows with y = x . beta, without noise."""
-        draw = stream(seed, "data/rows")
-        x = self._inputs(draw)
-        beta = torch.randn(self.dim, 1, generator=draw, dtype=torch.float64)
-        y = x @ (beta / beta.norm() * math.sqrt(self.signal))
-        return Pool(x.float(), y.float(), classes=0)
+        """Return rows with y, without noise."""
+        x, directions = _isotropic(seed.of("data/rows"), self.num_rows, self.dim, self.outputs)
+        truth = self._truth(directions)
+        y = x.double() @ truth.beta
+        if truth.unseen:
+            draw = stream(seed, "data/unseen")
+            others = torch.randn(y.shape, generator=draw, dtype=torch.float64)
+            y = y + math.sqrt(truth.unseen) * others
+        # Without test rows of its own a set would give a quarter of all rows to the test.
+        test_from = self.num_rows if self.test is None else None
+        return Pool(x, y.float(), classes=0, test_from=test_from)
+
+    def truth(self, seed: Seed) -> Truth:
+        """Return the coefficients of the run with `seed`, and the variance that is unseen."""
+        _, directions = _isotropic(seed.of("data/rows"), self.num_rows, self.dim, self.outputs)
+        return self._truth(directions)
+
+    def _truth(self, directions: Tensor) -> Truth:
+        hidden = 0.0
+        if self.decay is not None:
+            hidden = (1 + self.dim / (self.train or self.num_rows)) ** -self.decay
+        return Truth(directions * math.sqrt(self.signal * (1 - hidden)), self.signal * hidden)
+
+
+@lru_cache(maxsize=1)
+def _isotropic(seed: int, rows: int, dim: int, outputs: int) -> tuple[Tensor, Tensor]:
+    """Return inputs [rows, dim] and unit coefficients [dim, outputs].
+
+    The last ones are kept: runs that differ only in signal and noise follow one another.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    # In float32, which is what rows are held in: drawn many times faster than float64.
+    x = torch.randn(rows, dim, generator=draw)
+    beta = torch.randn(dim, outputs, generator=draw, dtype=torch.float64)
+    return x, beta / beta.norm(dim=0)
 
 
 class Quadratic(Generated):

@@ -7,8 +7,11 @@ from raybench.models.char_rnn import CharRNN
 from raybench.models.cnn import CNN
 from raybench.models.convnets import AllCNN, CNN2c2d, CNN3c3d
 from raybench.models.mlp import MLP, Linear, RandomFeatures
+from raybench.models.resnet import CNN5, ResNet18k
+from raybench.models.transformer import Transformer
 from raybench.models.vae import VAE
 from raybench.models.vgg import VGG
+from raybench.models.wide import WideMLP
 from raybench.models.wide_resnet import WideResNet
 from raybench.tables import Table
 
@@ -28,7 +31,11 @@ MODELS: Table[Model] = Table(
         "vae": VAE,
         "vgg": VGG,
         "wide_resnet": WideResNet,
+        "wide_mlp": WideMLP,
         "char_rnn": CharRNN,
+        "resnet18k": ResNet18k,
+        "cnn5": CNN5,
+        "transformer": Transformer,
     },
     adapt,
 )

@@ -9,15 +9,29 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raybench.models.base import Dropout, FrozenLinear, Model
+from raybench.models.base import Dropout, FrozenLinear, Model, State
 from raybench.models.initial import truncated
+from raybench.rng import Seed, stream
 
-Activation = Literal["relu", "tanh", "gelu"]
+Activation = Literal["relu", "tanh", "gelu", "erf"]
+
+
+class Erf(nn.Module):
+    """The error function, 2 / sqrt(pi) times the integral of exp(-t^2) from 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return erf(x), number by number."""
+        return torch.erf(x)
 
 
 def activation(name: Activation) -> nn.Module:
     """Return the activation's module."""
-    kinds: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
+    kinds: dict[str, type[nn.Module]] = {
+        "relu": nn.ReLU,
+        "tanh": nn.Tanh,
+        "gelu": nn.GELU,
+        "erf": Erf,
+    }
     return kinds[name]()
 
 
@@ -71,20 +85,60 @@ class MLP(Model):
 class RandomFeatures(Model):
     """A fixed random layer of `width` features, then a trained linear layer without bias.
 
-    Rahimi and Recht 2007; Belkin et al. 2018 (arXiv:1812.11118). Weights of the fixed layer are
-    N(0, 1 / inputs), drawn from the stream `init`; they are buffers and are never trained.
+    Rahimi and Recht 2007; Belkin et al. 2018 (arXiv:1812.11118). Weights w of the fixed layer are
+    N(0, 1 / inputs), drawn from the stream `init`; they are buffers and are never trained. A
+    feature is phi(w . x), or with `features: fourier` sqrt(2) cos(s w . x + b) with s = `frequency`
+    and b uniform on [0, 2 pi), drawn likewise: the mean product of two rows' features is then the
+    Gaussian kernel exp(-s^2 |x - x'|^2 / (2 inputs)). Fourier features are those of Nakkiran et
+    al. 2019 (arXiv:1912.02292), figures 14 and 15. There are width * outputs parameters.
     """
 
     width: int = Field(default=64, ge=1)
     """Number of random features: also the number of trained weights per output."""
     activation: Activation = "relu"
-    """Of the random layer."""
+    """Of the random layer: phi. Not used by Fourier features."""
+    features: Literal["layer", "fourier"] = "layer"
+    """A layer with `activation`, or cosines of random frequencies."""
+    frequency: float = Field(default=1.0, gt=0)
+    """Of Fourier features: the deviation of frequencies is this over sqrt(inputs)."""
 
     def module(self, inputs: tuple[int, ...], outputs: int) -> nn.Module:
         """Return the fixed layer, then the trained one."""
-        return nn.Sequential(
-            nn.Flatten(),
-            FrozenLinear(math.prod(inputs), self.width),
+        size = math.prod(inputs)
+        fixed: tuple[nn.Module, nn.Module] = (
+            FrozenLinear(size, self.width),
             activation(self.activation),
-            nn.Linear(self.width, outputs, bias=False),
         )
+        if self.features == "fourier":
+            fixed = (_Waves(size, self.width, self.frequency), nn.Identity())
+        return nn.Sequential(nn.Flatten(), *fixed, nn.Linear(self.width, outputs, bias=False))
+
+    def state(
+        self, skeleton: nn.Module, inputs: tuple[int, ...], outputs: int, seed: Seed
+    ) -> State:
+        """Return the initial parameters, and the fixed layer as buffers.
+
+        Args:
+            skeleton: what `skeleton(inputs, outputs)` returned.
+            inputs: shape of one row.
+            outputs: number of outputs.
+            seed: of the run; its stream `init` is drawn from.
+        """
+        params, buffers = super().state(skeleton, inputs, outputs, seed)
+        if self.features == "fourier":
+            draw = stream(seed, "init/phases")
+            buffers["1.bias"] = torch.rand(self.width, generator=draw) * (2 * math.pi)
+        return params, buffers
+
+
+class _Waves(FrozenLinear):
+    """sqrt(2) cos(s x W^T + b) with frozen W and b."""
+
+    def __init__(self, inputs: int, outputs: int, frequency: float) -> None:
+        super().__init__(inputs, outputs)
+        self.frequency = frequency
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features, [N, outputs] for rows [N, inputs]."""
+        angle = nn.functional.linear(x, self.weight * self.frequency, self.bias)
+        return math.sqrt(2) * torch.cos(angle)

@@ -1,0 +1,278 @@
+"""Test error over width and training time: heat maps, dynamics of three widths, epoch-wise descent.
+
+Nakkiran et al. 2019, "Deep double descent" (arXiv:1912.02292), figures 2, 9 and 10.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Picture
+
+from raybench.analysis import style
+from raybench.analysis.descent_runs import (
+    EPS,
+    MARGIN,
+    PAPER,
+    STANDS,
+    arm_of,
+    band,
+    crossing,
+    heat,
+    hill,
+    histories,
+    hues,
+    lowest,
+    mark_threshold,
+    of_study,
+    paired,
+    seeds_by,
+    shown,
+)
+from raybench.analysis.figure import Claim, Figure, Tables, Verdict
+from raybench.analysis.peak import largest_rise
+from raybench.analysis.rows import Missing, arms, groups, with_intervals
+
+NOISE = 0.2
+NO_RISE = 0.5
+"""A rise over time of less than this share of the large network's counts as none."""
+FEW = 8
+"""Widest network that counts as a small one: at laptop scale it cannot fit the rows."""
+
+
+def data_history(tables: Tables) -> pd.DataFrame:
+    """Return errors of the study `epoch_wise` at each recording, with means over seeds.
+
+    One row a run and recording; step 0, the untrained network, is left out.
+    """
+    keys = ("label_noise", "width", "n", "num_params")
+    frame = histories(tables, of_study(tables, (*keys, "study"), "epoch_wise"))
+    frame = frame[frame["step"] > 0].reset_index(drop=True)
+    by = ("label_noise", "width", "step")
+    return with_intervals(frame, by, ("test_error", "train_error"))
+
+
+def draw_map(frame: pd.DataFrame) -> Picture:
+    """Draw heat maps of test and train error over time and width, and three widths' curves."""
+    arm = arm_of(frame, label_noise=NOISE)
+    means = groups(arm, ("width", "step"))
+    picture, [row] = style.canvas(1, 3, width=10.2, height=2.9)
+    train = _table(means, "train_error_mean")
+    top = float(np.nanquantile(_table(means, "test_error_mean"), 0.9))
+    heat(row[0], _table(means, "test_error_mean"), train, top)
+    heat(row[1], train, train)
+    for axes, title in ((row[0], "test error"), (row[1], "train error")):
+        axes.set(title=title, xlabel="epoch", ylabel="width")
+    _draw_dynamics(row[2], means)
+    return picture
+
+
+def _table(means: pd.DataFrame, value: str) -> pd.DataFrame:
+    table = means.pivot_table(index="width", columns="epoch", values=value)
+    return table.sort_index().sort_index(axis=1)
+
+
+def _draw_dynamics(axes: Axes, means: pd.DataFrame) -> None:
+    widths = [width for width, _ in arms(means, "width")]
+    end = means[means["step"] == means["step"].max()].sort_values("width")
+    peak = largest_rise(end.set_index("width")["test_error_mean"]).peak_at
+    for width, name in ((widths[0], "small"), (peak, "intermediate"), (widths[-1], "large")):
+        line = means[means["width"] == width]
+        band(axes, line, "epoch", "test_error", style.scale_colour(width), f"{name}: {width:g}")
+        errors = line["train_error_mean"].tolist()
+        mark_threshold(axes, line["epoch"].tolist(), errors, style.scale_colour(width))
+    style.log_axis(axes, "x")
+    style.percent_axis(axes)
+    axes.set(title="test error", xlabel="epoch", ylim=(0, None))
+    axes.legend(title="width")
+
+
+def draw_time(frame: pd.DataFrame) -> Picture:
+    """Draw test and train error of the widest network over time, a line a level of noise."""
+    picture, [[left, right]] = style.canvas(1, 2, width=style.PAGE, height=2.8)
+    widest = frame[frame["width"] == frame["width"].max()]
+    for noise, arm in arms(groups(widest, ("label_noise", "step")), "label_noise"):
+        line, label = style.noise_colour(noise), style.percent(noise)
+        for axes, value in ((left, "test_error"), (right, "train_error")):
+            band(axes, arm, "epoch", value, line, label)
+            errors = arm["train_error_mean"].tolist()
+            mark_threshold(axes, arm["epoch"].tolist(), errors, line)
+    for axes, name in ((left, "test error"), (right, "train error")):
+        style.log_axis(axes, "x")
+        style.percent_axis(axes)
+        axes.set(xlabel="epoch", ylabel=name, ylim=(0, None))
+    right.legend(title="label noise")
+    return picture
+
+
+def data_end(tables: Tables) -> pd.DataFrame:
+    """Return the same rows at moments that stand for longer and longer training."""
+    frame = data_history(tables)
+    steps = sorted(frame["step"].unique())
+    last = steps[-1]
+    chosen = {min(steps, key=lambda s: abs(np.log(s / (last * share)))) for share in _SHARES}
+    return frame[frame["step"].isin(chosen)].reset_index(drop=True)
+
+
+_SHARES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+def draw_end(frame: pd.DataFrame) -> Picture:
+    """Draw test error over width, a line a training time."""
+    picture, [[axes]] = style.canvas(width=4.8, height=3.1)
+    means = groups(arm_of(frame, label_noise=NOISE), ("step", "width"))
+    colours = hues([step for step, _ in arms(means, "step")])
+    for step, line in arms(means, "step"):
+        label = f"{line['epoch'].iloc[0]:.3g}"
+        band(axes, line, "width", "test_error", colours[step], label)
+        errors = line["train_error_mean"].tolist()
+        mark_threshold(axes, line["width"].tolist(), errors, colours[step])
+    style.log_widths(axes, means["width"].tolist())
+    style.percent_axis(axes)
+    axes.set(xlabel="width", ylabel="test error", ylim=(0, None))
+    axes.legend(title="epochs", loc="upper right")
+    return picture
+
+
+def check_large(frame: pd.DataFrame) -> Verdict:
+    """Check that test error of the widest network falls, rises and falls again over time."""
+    table = _over_time(frame, NOISE, frame["width"].max())
+    found = hill(table)
+    first = paired(table, float(table.columns[0]), found.rise.low_at)
+    measured = f"steps: down by {shown(first)}, {found.words}"
+    return Verdict(measured, STANDS, bool(found.stands and first.low > 0))
+
+
+def check_small(frame: pd.DataFrame) -> Verdict:
+    """Check that a small network has no such rise."""
+    width = min(w for w, _ in arms(frame, "width"))
+    if width > FEW:
+        raise Missing(f"no network of width {FEW} or less")
+    rises = {
+        w: largest_rise(_over_time(frame, NOISE, w).mean()).height
+        for w in (width, frame["width"].max())
+    }
+    measured = ", ".join(f"rise {height:.1%} at width {w:g}" for w, height in rises.items())
+    passed = rises[width] < NO_RISE * rises[frame["width"].max()]
+    return Verdict(measured, f"the small one's under {NO_RISE:g} of the large one's", bool(passed))
+
+
+def check_middle(frame: pd.DataFrame) -> Verdict:
+    """Check that networks at the threshold end worse than they once were: a U, to be stopped early.
+
+    The width is the one at which test error is highest at the end of training, past those too small
+    to fit.
+    """
+    end = frame[frame["step"] == frame["step"].max()]
+    over_width = seeds_by(arm_of(end, label_noise=NOISE), "width").mean()
+    width = largest_rise(over_width).peak_at
+    table = _over_time(frame, NOISE, width)
+    low = lowest(table)
+    gap = paired(table, float(table.columns[-1]), low)
+    measured = f"width {width:g}: {shown(gap)} from step {low:g} to the end"
+    threshold = f"at least {MARGIN:.0%}, interval above 0"
+    return Verdict(measured, threshold, bool(gap.mean >= MARGIN and gap.low > 0))
+
+
+def check_clean(frame: pd.DataFrame) -> Verdict:
+    """Check that without label noise the widest network has no comparable rise over time."""
+    widest = frame["width"].max()
+    rises = {p: largest_rise(_over_time(frame, p, widest).mean()).height for p in (0.0, NOISE)}
+    measured = f"rise {rises[0.0]:.1%} without noise, {rises[NOISE]:.1%} with {NOISE:.0%}"
+    passed = rises[NOISE] > 0 and rises[0.0] < NO_RISE * rises[NOISE]
+    return Verdict(measured, f"under {NO_RISE:g} of the rise with noise", bool(passed))
+
+
+def _over_time(frame: pd.DataFrame, noise: float, width: float) -> pd.DataFrame:
+    return seeds_by(arm_of(frame, label_noise=noise, width=width), "step")
+
+
+def check_threshold(frame: pd.DataFrame) -> Verdict:
+    """Check that the threshold moves to smaller networks as training gets longer."""
+    arm = arm_of(frame, label_noise=NOISE)
+    means = groups(arm, ("step", "width"))
+    reached = {}
+    for step, line in arms(means, "step"):
+        at = crossing(line["width"].tolist(), line["train_error_mean"].tolist())
+        if np.isfinite(at):
+            reached[step] = at
+    if len(reached) < 2:
+        raise Missing("networks begin to fit at fewer than 2 of these times")
+    places = list(reached.values())
+    words = ", ".join(f"width {at:.3g} at step {step:g}" for step, at in reached.items())
+    return Verdict(words, "falls from each time to the next", bool(np.all(np.diff(places) < 0)))
+
+
+_CAPTION = (
+    f"20 % label noise. Dashed contour and triangles: mean train error falls under {EPS:.0%}, the "
+    "interpolation threshold."
+)
+
+FIGURES: dict[str, Figure] = {
+    "width_by_epoch": Figure(
+        "Test error over width and training time",
+        "Heat maps of mean test and train error, and test error of a small, an intermediate and a "
+        f"large network over time. {_CAPTION} (Nakkiran et al. 2019, figures 2 and 9.)",
+        data_history,
+        draw_map,
+        (
+            Claim(
+                "the large network's test error falls, rises, falls",
+                f"With {NOISE:.0%} label noise test error of the widest network first falls over "
+                f"training time, then rises by at least {MARGIN:.0%}, then falls again by at least "
+                "as much, paired over seeds. The rise is the largest from an earlier to a later "
+                "recording.",
+                f"{PAPER}, fig. 2, 9 and 10",
+                check_large,
+            ),
+            Claim(
+                "the small network's does not",
+                f"The rise over time of the narrowest network is less than {NO_RISE:g} of that of "
+                "the widest.",
+                f"{PAPER}, fig. 9",
+                check_small,
+            ),
+            Claim(
+                "the intermediate network had better stop early",
+                "At the width with the highest test error at the end (the top of the largest rise "
+                "over width), test error at the end is above its minimum over time, paired over "
+                "seeds.",
+                f"{PAPER}, fig. 9",
+                check_middle,
+            ),
+        ),
+    ),
+    "epoch_wise": Figure(
+        "Epoch-wise double descent of the largest network",
+        "Mean test and train error of the widest network over training time, with intervals. "
+        f"Triangles: mean train error falls under {EPS:.0%}. (Nakkiran et al. 2019, figure 10.)",
+        data_history,
+        draw_time,
+        (
+            Claim(
+                "no rise over time without noise",
+                "Without label noise the rise over time of the widest network is less than "
+                f"{NO_RISE:g} of that with {NOISE:.0%}.",
+                f"{PAPER}, fig. 10",
+                check_clean,
+            ),
+        ),
+    ),
+    "error_by_width_and_time": Figure(
+        "The peak over width comes with training time",
+        f"Test error over width after shorter and longer training. {_CAPTION} (Nakkiran et al. "
+        "2019, figure 1 right.)",
+        data_end,
+        draw_end,
+        (
+            Claim(
+                "longer training fits with smaller networks",
+                f"The width at which mean train error falls under {EPS:.0%} becomes smaller from "
+                "each of the drawn times to the next.",
+                f"{PAPER}, fig. 1 and 2, definition 1",
+                check_threshold,
+            ),
+        ),
+    ),
+}

@@ -1,0 +1,345 @@
+"""Test error over width: label noise, augmentation, weight decay, stopping early.
+
+Nakkiran et al. 2019, "Deep double descent" (arXiv:1912.02292), figures 1, 4, 5 and 19 to 22.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure as Picture
+
+from raybench.analysis import style
+from raybench.analysis.descent_runs import (
+    EPS,
+    MARGIN,
+    PAPER,
+    STANDS,
+    all_of,
+    arm_of,
+    band,
+    crossing,
+    hill,
+    hues,
+    mark_threshold,
+    of_study,
+    paired,
+    seeds_by,
+    shown,
+)
+from raybench.analysis.figure import Claim, Figure, Tables, Verdict
+from raybench.analysis.peak import MAX_COUNT, NOT_FITTING, largest_rise
+from raybench.analysis.rows import Missing, arms, groups, with_intervals
+
+NOISY = (0.1, 0.2)
+"""Levels of label noise with a peak."""
+NO_PEAK = 0.5
+"""A rise of less than this share of another one counts as no peak beside it."""
+CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
+_PART = 50_000  # training rows of CIFAR, the only set of which suites take all
+
+
+def data_noise(tables: Tables) -> pd.DataFrame:
+    """Return one row a run of the study `model_wise`, with means and intervals."""
+    keys = ("augmentation", "label_noise", "width", "n", "num_params")
+    frame = of_study(tables, keys, "model_wise")
+    data = tables.runs["config.data.name"].dropna()
+    classes = CLASSES.get(str(data.iloc[0]), 0) if len(data) else 0
+    # Without a number of rows the whole training part is used.
+    frame["targets"] = frame["n"].fillna(_PART) * classes
+    frame["num_params"] = frame.groupby("width")["num_params"].transform("max")
+    values = ("test_error", "train_error", "best_error")
+    return with_intervals(frame, ("augmentation", "label_noise", "width"), values)
+
+
+def draw_noise(frame: pd.DataFrame) -> Picture:
+    """Draw test error above train error over width: a column with and without augmentation."""
+    names = sorted(frame["augmentation"].unique(), reverse=True)
+    picture, axes = style.canvas(2, len(names), width=3.4 * len(names) + 0.4, height=4.4)
+    for column, name in enumerate(names):
+        arm = frame[frame["augmentation"] == name]
+        for noise, means in arms(groups(arm, ("label_noise", "width")), "label_noise"):
+            line, label = style.noise_colour(noise), style.percent(noise)
+            for row, value in enumerate(("test_error", "train_error")):
+                band(axes[row][column], means, "width", value, line, label)
+                mark_threshold(
+                    axes[row][column],
+                    means["width"].tolist(),
+                    means["train_error_mean"].tolist(),
+                    line,
+                )
+        for row in (0, 1):
+            style.log_widths(axes[row][column], arm["width"].tolist())
+            style.percent_axis(axes[row][column])
+        axes[0][column].set(title=_AUGMENTATION.get(name, name))
+        axes[1][column].set(xlabel="width", ylim=(0, None))
+    axes[0][0].set_ylabel("test error")
+    axes[1][0].set_ylabel("train error")
+    axes[0][-1].legend(title="label noise")
+    return picture
+
+
+_AUGMENTATION = {"plain": "without augmentation", "augmented": "with augmentation"}
+
+
+def data_stopping(tables: Tables) -> pd.DataFrame:
+    """Return the rows of `model_wise` without augmentation that have a best test error."""
+    frame = data_noise(tables)
+    plain = frame[frame["augmentation"] == "plain"].reset_index(drop=True)
+    if plain["best_error"].isna().all():
+        raise Missing("no best test error of runs without augmentation")
+    return plain
+
+
+def draw_stopping(frame: pd.DataFrame) -> Picture:
+    """Draw test error over width at the end and at its best moment: a panel a level of noise."""
+    levels = arms(groups(frame, ("label_noise", "width")), "label_noise")
+    picture, [row] = style.canvas(1, len(levels), width=2.4 * len(levels), height=2.6)
+    for axes, (noise, means) in zip(row, levels, strict=True):
+        band(axes, means, "width", "test_error", style.PALETTE[1], "at the end")
+        band(axes, means, "width", "best_error", style.PALETTE[0], "at the best moment")
+        errors = means["train_error_mean"].tolist()
+        mark_threshold(axes, means["width"].tolist(), errors, style.INK)
+        style.log_widths(axes, means["width"].tolist())
+        style.percent_axis(axes)
+        axes.set(title=f"{style.percent(noise)} label noise", xlabel="width")
+    row[0].set_ylabel("test error")
+    row[-1].legend()
+    return picture
+
+
+def data_decay(tables: Tables) -> pd.DataFrame:
+    """Return one row a run of the study `weight_decay`, with means and intervals."""
+    frame = of_study(tables, ("weight_decay", "width"), "weight_decay")
+    return with_intervals(frame, ("weight_decay", "width"), ("test_error", "train_error"))
+
+
+def draw_decay(frame: pd.DataFrame) -> Picture:
+    """Draw test error over width for each weight decay, and over weight decay for three widths."""
+    picture, [[left, right]] = style.canvas(1, 2, width=style.PAGE, height=2.8)
+    means = groups(frame, ("weight_decay", "width"))
+    colours = hues([value for value, _ in arms(means, "weight_decay")])
+    for value, arm in arms(means, "weight_decay"):
+        band(left, arm, "width", "test_error", colours[value], f"{value:g}")
+        errors = arm["train_error_mean"].tolist()
+        mark_threshold(left, arm["width"].tolist(), errors, colours[value])
+    style.log_widths(left, means["width"].tolist())
+    left.set(xlabel="width", ylabel="test error")
+    left.legend(title="weight decay")
+    places = {v: i for i, (v, _) in enumerate(arms(means, "weight_decay"))}
+    widths = [width for width, _ in arms(means, "width")]
+    for width in sorted({widths[0], _peak_width(frame), widths[-1]}):
+        arm = means[means["width"] == width]
+        arm = arm.assign(place=arm["weight_decay"].map(places)).sort_values("place")
+        band(right, arm, "place", "test_error", style.scale_colour(width), f"{width:g}")
+        right.plot(arm["place"], arm["train_error_mean"], color=style.scale_colour(width), ls=":")
+    right.set_xticks(list(places.values()), [f"{value:g}" for value in places])
+    right.set(xlabel="weight decay")
+    right.legend(title="width")
+    for axes in (left, right):
+        style.percent_axis(axes)
+    return picture
+
+
+def _peak_width(frame: pd.DataFrame) -> float:
+    table = seeds_by(arm_of(frame, weight_decay=0.0), "width")
+    return float(largest_rise(table.mean().dropna()).peak_at)
+
+
+def check_threshold(frame: pd.DataFrame) -> Verdict:
+    """Check that the peak stands where networks begin to fit, at each level of noise."""
+    threshold = f"right of train error {NOT_FITTING:.0%}, under {MAX_COUNT:g} nK parameters"
+    verdicts = {}
+    for noise in NOISY:
+        arm = arm_of(frame, augmentation="plain", label_noise=noise)
+        table = seeds_by(arm, "width")
+        train = arm.groupby("width")["train_error"].mean()
+        times = (arm["num_params"] / arm["targets"]).groupby(arm["width"]).first()
+        small = train[train > NOT_FITTING]
+        if small.empty or not times.max() > MAX_COUNT:
+            raise Missing("the widths do not reach from too small to many times n K parameters")
+        at = largest_rise(table.mean().dropna()).peak_at
+        measured = f"width {at:g}, train error {train[at]:.1%}, {times[at]:.2f} nK"
+        passed = at > small.index[-1] and times[at] < MAX_COUNT
+        verdicts[style.percent(noise)] = Verdict(measured, threshold, bool(passed))
+    return all_of(verdicts, threshold)
+
+
+def check_sides(frame: pd.DataFrame) -> Verdict:
+    """Check that the peak is above both of its sides, at each level of noise."""
+    verdicts = {}
+    for noise in NOISY:
+        found = hill(seeds_by(arm_of(frame, augmentation="plain", label_noise=noise), "width"))
+        verdicts[style.percent(noise)] = Verdict(found.words, STANDS, found.stands)
+    return all_of(verdicts, STANDS)
+
+
+def check_plateau(frame: pd.DataFrame) -> Verdict:
+    """Check that without label noise there is no comparable rise."""
+    heights = _heights(frame, "test_error")
+    measured = ", ".join(f"{h:.1%} at {style.percent(p)}" for p, h in heights.items())
+    passed = all(heights[p] > 0 and heights[0.0] < NO_PEAK * heights[p] for p in NOISY)
+    return Verdict(f"rise {measured}", f"without noise under {NO_PEAK:g} of each other", passed)
+
+
+def _heights(frame: pd.DataFrame, value: str) -> dict[float, float]:
+    found = {}
+    for noise in (0.0, *NOISY):
+        arm = arm_of(frame, augmentation="plain", label_noise=noise)
+        found[noise] = largest_rise(seeds_by(arm, "width", value).mean().dropna()).height
+    return found
+
+
+def check_noise(frame: pd.DataFrame) -> Verdict:
+    """Check that more label noise gives a higher peak, paired over seeds."""
+    low, high = (
+        seeds_by(arm_of(frame, augmentation="plain", label_noise=noise), "width") for noise in NOISY
+    )
+    tops = [largest_rise(table.mean().dropna()).peak_at for table in (low, high)]
+    both = pd.DataFrame({0: low[tops[0]], 1: high[tops[1]]})
+    gap = paired(both, 1, 0)
+    measured = f"the peak with 20 % stands {shown(gap)} above that with 10 %"
+    return Verdict(measured, f"at least {MARGIN:.0%}, interval above 0", _above(gap.mean, gap.low))
+
+
+def _above(mean: float, low: float) -> bool:
+    return bool(mean >= MARGIN and low > 0)
+
+
+def check_augmentation(frame: pd.DataFrame) -> Verdict:
+    """Check that augmentation moves the threshold to wider networks, and the peak with it."""
+    found = {}
+    for name in ("plain", "augmented"):
+        arm = arm_of(frame, augmentation=name, label_noise=NOISY[-1])
+        table = seeds_by(arm, "width")
+        train = arm.groupby("width")["train_error"].mean()
+        fits = crossing(train.index.tolist(), train.tolist())
+        found[name] = (fits, largest_rise(table.mean().dropna()).peak_at)
+    (fits, peak), (fits_augmented, peak_augmented) = found["plain"], found["augmented"]
+    if np.isnan(fits):
+        raise Missing("no width fits its training rows")
+    moved = np.isnan(fits_augmented) or fits_augmented > fits
+    measured = (
+        f"train error under {EPS:.0%} from width {fits:.3g} to {fits_augmented:.3g}, "
+        f"peak from {peak:g} to {peak_augmented:g}"
+    )
+    return Verdict(measured, "both move right", bool(moved and peak_augmented > peak))
+
+
+def check_stopping(frame: pd.DataFrame) -> Verdict:
+    """Check that stopping at the best moment takes the peak away."""
+    verdicts = {}
+    threshold = f"best-moment rise under {NO_PEAK:g} of the rise at the end"
+    end, best = _heights(frame, "test_error"), _heights(frame, "best_error")
+    for noise in NOISY:
+        measured = f"{best[noise]:.1%} for {end[noise]:.1%}"
+        passed = end[noise] > 0 and best[noise] < NO_PEAK * end[noise]
+        verdicts[style.percent(noise)] = Verdict(measured, threshold, passed)
+    return all_of(verdicts, threshold)
+
+
+def check_decay(frame: pd.DataFrame) -> Verdict:
+    """Check that some weight decay takes the peak over width away, and lowers test error there."""
+    plain = seeds_by(arm_of(frame, weight_decay=0.0), "width")
+    rise = largest_rise(plain.mean().dropna())
+    rises = {
+        value: largest_rise(seeds_by(arm, "width").mean().dropna()).height
+        for value, arm in arms(frame.dropna(subset=["test_error"]), "weight_decay")
+    }
+    if len(rises) < 2:
+        raise Missing("no runs with weight decay")
+    best = min(rises, key=lambda value: rises[value])
+    decayed = seeds_by(arm_of(frame, weight_decay=best), "width")
+    gain = paired(pd.DataFrame({0: decayed[rise.peak_at], 1: plain[rise.peak_at]}), 1, 0)
+    measured = (
+        f"rise {rises[0.0]:.1%} without, {rises[best]:.1%} with {best:g}; at width "
+        f"{rise.peak_at:g} test error falls by {shown(gain)}"
+    )
+    passed = rises[best] < NO_PEAK * rises[0.0] and _above(gain.mean, gain.low)
+    return Verdict(measured, f"rise under {NO_PEAK:g} of that without, fall above 0", passed)
+
+
+_WHERE = f"{PAPER}, fig. 1, 4 and 5"
+
+FIGURES: dict[str, Figure] = {
+    "error_by_width": Figure(
+        "Test error peaks where networks begin to fit their noisy labels",
+        "Above: test error on clean labels; below: train error on the labels trained on. Bands: "
+        f"intervals of the mean. Triangles: where mean train error falls under {EPS:.0%}, the "
+        "interpolation threshold. (Nakkiran et al. 2019, figures 1, 4 and 5.)",
+        data_noise,
+        draw_noise,
+        (
+            Claim(
+                "peak at the threshold",
+                "With 10 % and with 20 % label noise test error peaks where networks begin to fit: "
+                f"right of the last width whose mean train error is over {NOT_FITTING:.0%}, and "
+                f"with fewer than {MAX_COUNT:g} n K parameters.",
+                f"{_WHERE}; n K: Belkin et al. 2018 (arXiv:1812.11118)",
+                check_threshold,
+            ),
+            Claim(
+                "peak above both sides",
+                "With 10 % and with 20 % label noise the peak is above the minimum on its left "
+                "and above the widest network, paired over seeds.",
+                _WHERE,
+                check_sides,
+            ),
+            Claim(
+                "a plateau without noise",
+                f"Without label noise the largest rise over width is less than {NO_PEAK:g} of that "
+                "with noise.",
+                f"{PAPER}, fig. 4 and 5",
+                check_plateau,
+            ),
+            Claim(
+                "noise raises the peak",
+                "The peak with 20 % label noise is higher than that with 10 %.",
+                f"{PAPER}, fig. 4 and 5",
+                check_noise,
+            ),
+            Claim(
+                "augmentation moves the peak right",
+                "With augmentation the interpolation threshold and the peak, at 20 % label noise, "
+                "stand at wider networks.",
+                f"{PAPER}, fig. 5",
+                check_augmentation,
+            ),
+        ),
+    ),
+    "early_stopping": Figure(
+        "Stopped at its best moment, test error hardly peaks",
+        "Test error at the end of training and its lowest value over time (chosen on the test "
+        f"rows, as in the paper). Triangles: mean train error falls under {EPS:.0%}. (Nakkiran et "
+        "al. 2019, figures 19 and 20.)",
+        data_stopping,
+        draw_stopping,
+        (
+            Claim(
+                "early stopping removes the peak",
+                "With 10 % and 20 % label noise the rise over width of the lowest test error in "
+                f"time is less than {NO_PEAK:g} of the rise at the end.",
+                f"{PAPER}, section 5, fig. 19 and 20",
+                check_stopping,
+            ),
+        ),
+    ),
+    "weight_decay": Figure(
+        "Weight decay takes the peak away",
+        "Left: test error over width, a line a weight decay; triangles: mean train error falls "
+        f"under {EPS:.0%}. Right: over weight decay for the narrowest, the peak's and the widest "
+        "network; dotted: train error. 20 % label noise. (Nakkiran et al. 2019, figures 21 and "
+        "22.)",
+        data_decay,
+        draw_decay,
+        (
+            Claim(
+                "weight decay removes the peak",
+                f"With the best weight decay the rise over width is less than {NO_PEAK:g} of that "
+                "without, and test error at the peak's width is lower, paired over seeds.",
+                f"{PAPER}, fig. 21 and 22; Nakkiran et al. 2021 (arXiv:2003.01897), fig. 1",
+                check_decay,
+            ),
+        ),
+    ),
+}
