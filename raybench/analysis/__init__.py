@@ -20,6 +20,7 @@ MODULES = {
     "double-descent-width": "double_descent_width",
     "width-sweep": "width_sweep",
     "optimizer-quick": "optimizer_quick",
+    "crowded-valley": "crowded_valley",
 }
 """Suite name to the module under `raybench.analysis` with its FIGURES."""
 

@@ -46,6 +46,7 @@ def figures(
                 "suite": name,
                 "figure": drawn.name,
                 "file": str(drawn.png) if drawn.png else f"not drawn: {drawn.missing}",
+                "tables": " ".join(path.name for path in drawn.extra),
             }
             for drawn in _render(store, name, scale, using)
         ]
@@ -185,6 +186,8 @@ def _write_report(
     environment = document.get("environment", {})
     command = f"raybench run {suite if suite in bundled() else document.get('file', suite)}"
     command += f" --scale {document['scale']}" if document.get("scale") else ""
+    if chosen == PUBLISHED:
+        command = "raybench import deepobs FOLDER"
     given = document.get("overrides") or {}
     command += "".join(f" {shlex.quote(f'{key}={_flow(value)}')}" for key, value in given.items())
     data = page.ReportData(
