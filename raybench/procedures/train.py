@@ -150,7 +150,7 @@ class Course:
             recorder.reach(offset + step)
             if step % epoch == 0:
                 buffers = self.network.forget(buffers)
-            if step in self.due:
+            if step in self.due or self._lanes.clock.samples(step):
                 record_all(
                     recorder,
                     self.network,
