@@ -176,8 +176,8 @@ class Lanes:
         def blocked(*args: A.args, **kwargs: A.kwargs) -> R:
             parts: list[R] = []
             for start in range(0, self.size, max(most, 1)):
-                rows = slice(start, start + max(most, 1))
-                parts.append(fn(*_rebuild(args, lambda leaf, rows=rows: leaf[rows]), **kwargs))
+                some = _rows(args, slice(start, start + max(most, 1)))
+                parts.append(fn(*some, **kwargs))
             leaves = [_flatten(part)[0] for part in parts]
             return cast("R", _refill(parts, [torch.cat(own) for own in zip(*leaves, strict=True)]))
 
@@ -330,6 +330,10 @@ def _refill(shape: Sequence[Any], parts: Sequence[Tensor]) -> Any:
     """Return `shape[0]` with its tensor leaves replaced by `parts`, in order."""
     rest = iter(parts)
     return _rebuild(shape[0], lambda _: next(rest))
+
+
+def _rows(value: Any, rows: slice) -> Any:
+    return _rebuild(value, lambda leaf: leaf[rows])
 
 
 def _detach(aux: Any) -> Any:
