@@ -20,6 +20,7 @@ from raybench.lanes import Clock, Lanes
 from raybench.plan import Batch
 from raybench.procedures.base import DTYPES
 from raybench.record import Recorder
+from raybench.spec import digest
 from raybench.suite import Planned
 
 CANDIDATES: Final = (1, 4, 16, 64, 256)
@@ -32,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Knowledge:
-    """What this process has measured about runs with one batch key."""
+    """What this process has measured about runs that cost the same: seconds a lane and step."""
 
     seconds: dict[int, float] = field(default_factory=dict)
     limit: int = max(CANDIDATES)
@@ -81,7 +82,8 @@ def timed(group: Sequence[Planned], device: torch.device) -> Clock:
     A procedure without gradient steps is carried out whole.
     """
     procedure = group[0].run.procedure
-    clock = Clock(stop_after=_STEPS)
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = Clock(stop_after=_STEPS, busy=alone)
     width = Lanes(len(group), device=device, dtype=DTYPES[procedure.dtype], clock=clock)
     with contextlib.suppress(Clock.Enough):
         procedure.execute(width, [planned.run for planned in group], Recorder(width))
@@ -89,7 +91,8 @@ def timed(group: Sequence[Planned], device: torch.device) -> Clock:
 
 
 def _knowledge(batch: Batch, device: torch.device) -> _Knowledge:
-    return _known.setdefault((batch.runs[0].run.batch_key, device.type), _Knowledge())
+    form = digest(batch.runs[0].run.procedure.cost_form())
+    return _known.setdefault((form, device.type), _Knowledge())
 
 
 def _best(
@@ -105,7 +108,9 @@ def _best(
         if width not in known.seconds:
             before = _memory(device)
             try:
-                known.seconds[width] = timed(waiting[:width], device).seconds() / width
+                clock = timed(waiting[:width], device)
+                # A step's share of the whole: runs of other lengths are compared with it too.
+                known.seconds[width] = clock.seconds() / width / (clock.steps or 1)
             except Exception as error:  # noqa: BLE001  (the run itself will show it, as its row)
                 if is_out_of_memory(error):
                     known.limit = best

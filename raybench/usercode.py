@@ -10,6 +10,7 @@ import ast
 import hashlib
 import importlib.abc
 import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -37,7 +38,7 @@ class UserFile:
             tree = ast.parse(text)
         except SyntaxError as error:
             raise UsageError(f"--allow-code {stem}.py:{error.lineno}: {error.msg}") from error
-        code = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+        code = hashlib.sha256(repr(_code(tree)).encode()).hexdigest()
         self.revision = int(code[:12], 16) + 2
         self._module = _loaded(stem, text)
 
@@ -85,6 +86,17 @@ def receive(files: Mapping[str, str]) -> None:
             tables.allow(stem, UserFile(stem, text))
 
 
+def _code(node: object) -> object:
+    """Return what a syntax tree says, without places; `ast.dump` differs between Pythons."""
+    if isinstance(node, list):
+        return [_code(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return node
+    fields = [(name, _code(value)) for name, value in ast.iter_fields(node)]
+    # Later versions have fields of what the earlier ones cannot write, which is then not there.
+    return type(node).__name__, [(name, value) for name, value in fields if value not in (None, [])]
+
+
 class _Text(importlib.abc.InspectLoader):
     def __init__(self, text: str) -> None:
         self._text = text
@@ -97,8 +109,13 @@ def _loaded(stem: str, text: str) -> ModuleType:
     spec = importlib.util.spec_from_loader(f"{stem} (--allow-code)", _Text(text))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(spec.name)
+    sys.modules[spec.name] = module  # where annotations that are texts are looked up
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[spec.name]
+        if before is not None:
+            sys.modules[spec.name] = before
         raise UsageError(f"--allow-code {stem}.py: {type(error).__name__}: {error}") from error
     return module

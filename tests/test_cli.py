@@ -63,6 +63,7 @@ base:
 VERBS = (
     "run", "plan", "validate", "bench", "status", "runs ls", "runs show", "runs logs",
     "runs retry", "figures", "report", "verify", "query", "ls", "show", "schema", "doctor",
+    "import deepobs",
 )  # fmt: skip
 
 
@@ -514,3 +515,46 @@ def test_an_interrupted_run_keeps_all_and_goes_on(tmp_path: Path) -> None:
     assert sorted(stored_ids(tmp_path / "results")) == total
     assert set(results.table(tmp_path / "results", "small")["status"]) == {"done"}
     assert "the same command goes on" in said
+
+
+UNEQUAL = """\
+version: 1
+name: unequal
+base:
+  procedure: train
+  data: {name: digits, train: 64, valid: 16, test: 32}
+  model: {name: mlp, width: 4}
+  steps: 4it
+tune: {budgets: {small: 3}, one_shot: 2}
+sweep:
+  - cases:
+      sgd: {optimizer: {name: sgd}, search: {optimizer.lr: {log_uniform: [1e-3, 1]}}}
+      adam: {optimizer: {name: adam}, search: {optimizer.lr: {log_uniform: [1e-3, 1]}},
+             tune: {budgets: {small: 2}}}
+    as: optimizer
+"""
+
+
+def test_plan_counts_all_phases_and_tells_unequal_budgets(tmp_path: Path) -> None:
+    (tmp_path / "unequal.yaml").write_text(UNEQUAL, encoding="utf-8")
+    said = ok("plan", "unequal.yaml", cwd=tmp_path)
+    assert "in all 29 runs of 2 arms" in said  # 2 x 2 untuned, 3 + 2 trials, 2 x 10 confirmations
+    assert "unequal budgets: adam has only 2 trials" in said
+    facts = json.loads(ok("plan", "unequal.yaml", "--json", cwd=tmp_path))
+    assert facts["runs_in_all"] == 29
+    assert list(facts["unequal_budgets"]) == ["adam"]
+
+
+def test_plan_of_the_paper_is_exact_and_needs_no_network(tmp_path: Path) -> None:
+    said = ok("plan", "crowded_valley", "--scale", "paper", cwd=tmp_path, RAYBENCH_DATA="/nowhere")
+    assert "in all 53,760 runs of 480 arms" in said
+    assert "every optimizer has the same budget as its rivals" in said
+    assert "47,040 runs are not in the times below" in said
+
+
+def test_libraries_are_listed_when_asked(tmp_path: Path) -> None:
+    short = ok("ls", "optim", cwd=tmp_path)
+    assert "pytorch_optimizer:NAME" in short
+    assert "pytorch_optimizer:SOAP" not in short
+    assert "pytorch_optimizer:SOAP" in ok("ls", "optim", "--library", cwd=tmp_path)
+    assert "s begins at 1" in ok("show", "rmsprop_tf", cwd=tmp_path)

@@ -252,9 +252,10 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def on_ray(plugin: Path) -> Iterator[Executor]:
+    others = set(descendants(os.getpid()))  # of other tests, such as Python's resource tracker
     executor = connect(cpus=2)
     yield executor
-    own = set(descendants(os.getpid()))
+    own = set(descendants(os.getpid())) - others
     folder = executor._folder
     executor.close()
     assert folder is not None

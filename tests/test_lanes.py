@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 import pytest
@@ -383,3 +384,30 @@ def test_a_run_that_measures_nothing_is_still_a_run() -> None:
     recorder = Recorder(Lanes(2))
     recorder.watch(3, torch.tensor([0.0, float("nan")]))
     assert [account.diverged_at for account in recorder.accounts()] == [None, 3]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 9])
+def test_blocks_of_lanes_give_what_all_lanes_give(most: int) -> None:
+    lanes = Lanes(5)
+    draw = torch.Generator().manual_seed(0)
+    a, b = torch.randn(5, 4, generator=draw), torch.randn(5, 4, 3, generator=draw)
+    sizes = []
+
+    def product(values: dict[str, Tensor], b: Tensor) -> dict[str, Tensor]:
+        sizes.append(len(b))
+        return {"sum": lanes.map(lambda a, b: (a @ b).sum())(values["a"], b), "rows": b[:, 0]}
+
+    whole, parts = product({"a": a}, b), lanes.in_blocks(product, most)({"a": a}, b)
+    assert torch.allclose(parts["sum"], whole["sum"])
+    assert torch.equal(parts["rows"], whole["rows"])
+    assert max(sizes[1:]) == min(most, 5)
+
+
+def test_a_busy_clock_counts_its_own_thread_only() -> None:
+    clock = Clock(stop_after=2, busy=True)
+    clock.expect(10, 1)
+    with pytest.raises(Clock.Enough):
+        while True:
+            clock.tick(torch.device("cpu"))
+            time.sleep(0.05)
+    assert clock.seconds_per_step() < 0.04

@@ -520,6 +520,8 @@ def test_lanes_are_chosen_by_measurement(monkeypatch: pytest.MonkeyPatch) -> Non
     seen = []
 
     class Clock:
+        steps = None
+
         def __init__(self, width: int) -> None:
             self.width = width
 

@@ -259,6 +259,13 @@ def test_a_case_has_a_protocol_of_its_own() -> None:
     assert list(unequal(made.arms, made.options)) == ["sgd"]
 
 
+def test_the_command_line_wins_over_a_case_s_protocol() -> None:
+    head = HEAD.replace("sgd: {", "sgd: {tune: {one_shot: 5, budgets: {}, refine: null}, ")
+    made = load(parse(head + PUBLISHED, "suite.yaml"), None, {"tune.one_shot": 1})
+    of_sgd = [p for p in made.runs if p.labels["optimizer"] == "sgd"]
+    assert phases(of_sgd) == {"one_shot": 1}
+
+
 def test_studies_repeat_the_search_with_other_trials(tmp_path: Path) -> None:
     made = suite("tune: {trials: 3, studies: 2, confirm: {seeds: 2}}\n")
     sgd = [p for p in made.runs if p.labels["optimizer"] == "sgd"]

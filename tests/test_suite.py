@@ -466,7 +466,7 @@ def test_three_mistakes_in_the_runs_are_told_together_and_once() -> None:
         "(write 20it or 20ep)",
         "suite.yaml:11:38: sweep[0].cases.a.optimizer.lr: -1: input should be greater than 0",
         "suite.yaml:12:11: sweep[0].cases.b.model.widht: unknown key 'widht' of mlp; "
-        "did you mean 'width'? (known: activation, depth, dropout, init, width)",
+        "did you mean 'width'? (known: activation, depth, dropout, init, width, widths)",
     ]
 
 

@@ -24,6 +24,7 @@ MODULES = {
     "random-labels": "random_labels",
     "double-descent": "double_descent_full",
     "wide-limits": "wide_limits",
+    "crowded-valley": "crowded_valley",
 }
 """Suite name to the module under `raybench.analysis` with its FIGURES."""
 

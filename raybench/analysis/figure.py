@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -27,10 +28,12 @@ class Tables:
     Attributes:
         runs: one row a run.
         metrics: run_id, step, epoch, split, metric, value.
+        reference: runs of published results, with the columns of `runs`; empty if there are none.
     """
 
     runs: pd.DataFrame
     metrics: pd.DataFrame
+    reference: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class Figure:
         data: the numbers, as they are saved; raises `Missing` where there are none.
         draw: the picture of `data`'s result.
         claims: what the paper says about it.
+        tables: further texts of `data`'s result, by the suffix of the file they are written to
+            (such as "md" and "tex").
     """
 
     title: str
@@ -87,6 +92,7 @@ class Figure:
     data: Callable[[Tables], pd.DataFrame]
     draw: Callable[[pd.DataFrame], Picture]
     claims: tuple[Claim, ...] = ()
+    tables: Callable[[pd.DataFrame], Mapping[str, str]] | None = None
 
     def picture(self, data: pd.DataFrame, salt: str = "raybench") -> Picture:
         """Return the drawing of `data` in raybench's style."""
@@ -130,6 +136,7 @@ class Rendered:
         svg: the picture; None where the figure was not run.
         missing: why it was not run; empty where it was.
         verdicts: one for each claim.
+        extra: the figure's further tables.
     """
 
     name: str
@@ -140,6 +147,7 @@ class Rendered:
     svg: Path | None = None
     missing: str = ""
     verdicts: tuple[Checked, ...] = field(default=())
+    extra: tuple[Path, ...] = ()
 
 
 def evaluate(figure: Figure, tables: Tables) -> Evaluation:
@@ -168,7 +176,7 @@ def _reason(error: Exception) -> str:
 
 
 def render(figures: Mapping[str, Figure], tables: Tables, folder: Path) -> list[Rendered]:
-    """Write each figure's CSV, PNG and SVG into `folder`; return what was written.
+    """Write each figure's CSV, PNG, SVG and further tables into `folder`; return what was written.
 
     Files appear whole or not at all. The same tables give the same bytes of CSV and SVG.
     """
@@ -192,8 +200,12 @@ def _render_one(name: str, figure: Figure, tables: Tables, folder: Path) -> Rend
         picture = figure.draw(data)
         _whole(svg, lambda path: picture.savefig(path, format="svg", metadata={"Date": None}))
         _whole(png, lambda path: picture.savefig(path, format="png"))
+    extra = []
+    for suffix, text in (figure.tables(data) if figure.tables else {}).items():
+        extra.append(folder / f"{stem}.{suffix}")
+        _whole(extra[-1], partial(Path.write_text, data=text, encoding="utf-8"))
     caption = " ".join(part for part in (figure.caption, notes(data)) if part)
-    return Rendered(name, figure.title, caption, csv, png, svg, "", found.verdicts)
+    return Rendered(name, figure.title, caption, csv, png, svg, "", found.verdicts, tuple(extra))
 
 
 def _whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -13,8 +13,11 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.lines import Line2D
 
 from raybench.analysis import style
-from raybench.analysis.contest import CLAIMS, scores
+from raybench.analysis.contest import CLAIMS
+from raybench.analysis.curves import quartiles
 from raybench.analysis.figure import Figure, Tables
+from raybench.analysis.looks import AXIS
+from raybench.analysis.ranking import ranks
 from raybench.analysis.rows import Missing, need, observed, with_intervals
 from raybench.analysis.tuning import (
     WITHIN,
@@ -25,9 +28,6 @@ from raybench.analysis.tuning import (
     draw_table,
     phase,
 )
-from raybench.stats import mean_ranks
-
-METRICS = {"error": "test error", "loss": "test loss"}
 
 
 def data_ranking(tables: Tables) -> pd.DataFrame:
@@ -41,26 +41,7 @@ def data_ranking(tables: Tables) -> pd.DataFrame:
     if frame["score"].isna().all():
         raise Missing("no test error or test loss of finished runs")
     frame = with_intervals(frame, ("problem", "optimizer"), ("score",))
-    return frame.merge(_ranks(frame), on="optimizer", how="left")
-
-
-def _ranks(frame: pd.DataFrame) -> pd.DataFrame:
-    # [problems x seeds, optimizers] -> [optimizers, problems, seeds], with nan where no run is.
-    table = scores(frame)
-    blocks = [table.loc[problem].T for problem in table.index.unique("problem")]
-    seeds = sorted(set(frame["seed"]))
-    cube = np.stack(
-        [block.reindex(columns=seeds).to_numpy(dtype=float) for block in blocks], axis=1
-    )
-    found = mean_ranks(cube)
-    return pd.DataFrame(
-        {
-            "optimizer": table.columns,
-            "rank_mean": [rank.mean for rank in found],
-            "rank_low": [rank.low for rank in found],
-            "rank_high": [rank.high for rank in found],
-        }
-    )
+    return frame.merge(ranks(frame), on="optimizer", how="left")
 
 
 def draw_ranking(frame: pd.DataFrame) -> Picture:
@@ -101,7 +82,7 @@ def _draw_problem(axes: Axes, frame: pd.DataFrame, paint: dict[str, str]) -> Non
                 color=style.FAINT,
                 transform=axes.get_yaxis_transform(),
             )
-    axes.set_xlabel(METRICS[str(frame["metric"].iloc[0])])
+    axes.set_xlabel(AXIS[str(frame["metric"].iloc[0])])
     score = frame["score"].dropna()
     if len(score) and score.min() > 0 and score.max() / score.min() > 10:
         style.log_axis(axes, "x")
@@ -120,17 +101,14 @@ def data_curves(tables: Tables) -> pd.DataFrame:
     need(tables.metrics, "run_id", "step", "split", "metric", "value")
     tags = pd.DataFrame({"run_id": runs["run_id"], **{k: runs[c] for k, c in keys.items()}})
     test = tables.metrics[tables.metrics["split"] == "test"]
-    long = test[test["metric"].isin(list(METRICS))].merge(tags, on="run_id")
+    long = test[test["metric"].isin(list(AXIS))].merge(tags, on="run_id")
     if long.empty:
         raise Missing("no test metrics of the confirmation runs")
     classes = set(long.loc[long["metric"] == "error", "problem"])
     wanted = np.where(long["problem"].isin(list(classes)), "error", "loss")
     long = long[long["metric"].astype(str) == wanted]
     long = long.assign(metric=long["metric"].astype(str))
-    steps = long.groupby(["problem", "metric", "optimizer", "step"])["value"]
-    table = steps.quantile(np.array([0.25, 0.5, 0.75])).unstack().reset_index()
-    table = table.rename(columns={0.25: "quarter", 0.5: "median", 0.75: "three_quarters"})
-    table["runs"] = steps.size().to_numpy()
+    table = quartiles(long, ("problem", "metric", "optimizer", "step"))
     lost = int((runs["status"] == "diverged").sum())
     table.attrs["note"] = f"{lost} of {len(runs)} runs diverged; they end before." if lost else ""
     return table
@@ -152,7 +130,7 @@ def draw_curves(frame: pd.DataFrame) -> Picture:
         if (here["median"] > 0).all():
             style.log_axis(axes, "y")
         metric = str(frame.loc[frame["problem"] == problem, "metric"].iloc[0])
-        axes.set(title=style.text(problem, 20), xlabel="step", ylabel=METRICS[metric])
+        axes.set(title=style.text(problem, 20), xlabel="step", ylabel=AXIS[metric])
     handles = [Line2D([], [], color=c, label=style.text(name, 16)) for name, c in paint.items()]
     picture.legend(handles=handles, loc="outside right center")
     return picture

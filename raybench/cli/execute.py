@@ -212,15 +212,33 @@ def _validated(source: Source, label: str, lines: list[str]) -> list[dict[str, A
 
 
 def bench(
-    runs: Annotated[int, typer.Option(help="Runs of one step each, through Ray.")] = 10_000,
-    peers: Annotated[int, typer.Option(help="Runs of naive Ray Tune beside them.")] = 20,
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(help="one_step or quadratic_deep; may be given twice. Default both."),
+    ] = None,
+    runs: Annotated[
+        int | None,
+        typer.Option(help="Runs of each through raybench; default 10000 and 1536."),
+    ] = None,
+    peers: Annotated[
+        int | None,
+        typer.Option(help="How many of them naive Ray Tune runs; default 20 and 16, 0: no peers."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the overhead of a run, beside naive Ray Tune (one trial a run) in the same command.
+    """Measure runs per second, beside naive Ray Tune (one trial a run) and plain PyTorch loops.
 
-    Example:  raybench bench --runs 1000
+    one_step is what a run costs that trains nothing; quadratic_deep is a benchmark's problem in
+    full: 100 epochs, measured after each. The plain loops, one a core, are there for the latter.
+
+    Examples:
+      raybench bench
+
+      raybench bench --workload one_step --runs 1000
     """
-    from raybench.bench import overhead
+    from raybench.bench import known, measure
 
-    rows = overhead(runs, peers, note=lambda text: errors.print(text))
+    rows: list[dict[str, Any]] = []
+    for name in known(workload or ()):
+        rows += measure(name, runs, peers, note=lambda text: errors.print(text))
     show(rows, as_json=as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +46,7 @@ def figures(
                 "suite": name,
                 "figure": drawn.name,
                 "file": str(drawn.png) if drawn.png else f"not drawn: {drawn.missing}",
+                "tables": " ".join(path.name for path in drawn.extra),
             }
             for drawn in _render(store, name, scale, using)
         ]
@@ -127,12 +128,19 @@ def _targets(target: str, suite: str | None) -> Iterator[tuple[Path, str]]:
     if not path.exists() and (target in bundled() or target.endswith((".yaml", ".yml"))):
         path, suite = Path("results"), Path(target).stem
     elif path.is_file():
-        path, suite = Path("results"), path.stem
+        path, suite = Path("results"), _name_of(path)
     if suite is not None:
         yield path, suite
         return
     for name in results.suites(path):
         yield path, name
+
+
+def _name_of(file: Path) -> str:
+    """Return the name that a suite file gives itself: its results are in a folder of that name."""
+    from raybench.suite import read
+
+    return str(read(file).values.get("name", file.stem))
 
 
 def _tables(store: Path, suite: str, scale: str | None) -> Tables:
@@ -183,10 +191,7 @@ def _write_report(
     runs = tables.runs.drop_duplicates("run_id")
     text, document = _resolved(store / suite / "suite.yaml")
     environment = document.get("environment", {})
-    command = f"raybench run {suite if suite in bundled() else document.get('file', suite)}"
-    command += f" --scale {document['scale']}" if document.get("scale") else ""
-    given = document.get("overrides") or {}
-    command += "".join(f" {shlex.quote(f'{key}={_flow(value)}')}" for key, value in given.items())
+    command = "raybench import deepobs FOLDER" if chosen == PUBLISHED else _command(suite, document)
     data = page.ReportData(
         title=suite,
         description=str(document.get("description", "")),
@@ -202,6 +207,18 @@ def _write_report(
         generated=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
     return page.write_report(store / suite / f"report-{chosen}.html", data), drawn
+
+
+def _command(suite: str, document: Mapping[str, Any]) -> str:
+    """Return the command that runs a suite as it was run."""
+    file = str(document.get("file", suite))
+    words = ["raybench", "run", suite if suite in bundled() and file == f"{suite}.yaml" else file]
+    if document.get("scale"):
+        words += ["--scale", str(document["scale"])]
+    for code in document.get("code", ()):
+        words += ["--allow-code", str(code)]
+    words += [f"{key}={_flow(value)}" for key, value in (document.get("overrides") or {}).items()]
+    return shlex.join(words)
 
 
 def _flow(value: Any) -> str:

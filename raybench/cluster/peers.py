@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,19 @@ from raybench.procedures.base import DTYPES
 from raybench.record import Recorder
 
 
-def naive_tune(batch: str) -> float:
-    """Return the seconds that Ray Tune takes for the runs of an encoded batch, one trial each.
+def naive_tune(runs: Sequence[str]) -> float:
+    """Return the seconds that Ray Tune takes for runs, one trial each.
 
     A function trainable, `grid_search` over the runs, default settings: what a user writes first.
     A cluster must be connected.
+
+    Args:
+        runs: encoded batches of one run each.
     """
-    count = len(json.loads(batch)["runs"])
     folder = Path(tempfile.mkdtemp(prefix="raybench-naive-"))
 
     def train_one(config: dict[str, Any]) -> None:
-        planned = decode(config["batch"]).runs[config["index"]]
+        (planned,) = decode(config["batch"]).runs
         procedure = planned.run.procedure
         lanes = Lanes(1, dtype=DTYPES[procedure.dtype])
         recorder = Recorder(lanes)
@@ -38,7 +40,7 @@ def naive_tune(batch: str) -> float:
     try:
         tuner = tune.Tuner(
             tune.with_resources(train_one, {"cpu": 1}),
-            param_space={"batch": batch, "index": tune.grid_search(list(range(count)))},
+            param_space={"batch": tune.grid_search(list(runs))},
             run_config=tune.RunConfig(storage_path=str(folder), name="naive", verbose=0),
         )
         results = tuner.fit()

@@ -10,6 +10,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from raybench.errors import RaybenchError
 from raybench.models.initial import Init, initial
 from raybench.rng import Seed, fold, key, normal, stream, uniform
 from raybench.spec import Spec
@@ -77,8 +78,11 @@ class Model(Spec, ABC):
             name: of the parameter in the layer.
             shape: of the parameter.
             draw: the stream that weights are drawn from.
+
+        Raises:
+            RaybenchError: the model is of no published problem.
         """
-        raise NotImplementedError
+        raise RaybenchError(f"model {self.name} has no published start; choose another init")
 
     def decays(self, name: str, shape: torch.Size) -> bool:
         """Return whether an L2 penalty covers a parameter: all but vectors, unless overridden.

@@ -10,7 +10,7 @@ import torch
 
 from raybench.lanes import Lanes
 from raybench.record import Recorder
-from raybench.spec import Run, Spec
+from raybench.spec import Json, Run, Spec
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -31,6 +31,10 @@ class Procedure(Spec, ABC):
     def missing(self) -> str | None:
         """Return what would have to be fetched before it can run, or None."""
         return None
+
+    def cost_form(self) -> Json:
+        """Return what the time of a step depends on: lanes measured once serve all equal forms."""
+        return self.batch_form
 
     @abstractmethod
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:

@@ -29,6 +29,7 @@ class Extent(NamedTuple):
     whole_batches: bool = False
 
 
+_KEEP = 2**26  # bytes of a split that are kept gathered from one measurement to the next
 _CHUNK = 2048  # rows of an evaluation pass; fixed, because packing must not change a sum
 
 
@@ -78,6 +79,7 @@ class Feed:
         self._sequential = data[0].sequential
         self._fixed = order == "fixed"
         self._whole: tuple[Tensor, Tensor] | None = None
+        self._kept: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._order = torch.empty(0)
         self.restart()
         extent = extent or Extent()
@@ -90,8 +92,8 @@ class Feed:
         self._orders = [stream(seed, "order/epochs") for seed in self._seeds]
 
     def has(self, split: str) -> bool:
-        """Return whether a split has rows."""
-        return self._pool.count(split) > 0
+        """Return whether a split has rows to measure."""
+        return self._total(split) > 0
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the rows and targets of training step `step`; steps are asked for in order."""
@@ -123,11 +125,9 @@ class Feed:
             rows: of each pass, and rows that do not fill one are left out; None for passes of a
                 size that suits, and all rows.
         """
-        total = self._pool.count(name)
-        if name == "train" and self._measured is not None:
-            total = self._measured.shape[-1]
-        if rows or self._whole_batches:
-            total -= total % (rows or self.batch_size)
+        if name in self._kept:
+            return self._kept[name]
+        total = self._total(name, rows)
         passes = []
         for start in range(0, total, rows or _CHUNK):
             end = min(start + (rows or _CHUNK), total)
@@ -136,7 +136,16 @@ class Feed:
             else:
                 x, y = self._pool.part(name, start, end)
             passes.append((self._standardised(x), y))
+        if sum(x.nbytes + y.nbytes for x, y in passes) <= _KEEP:
+            self._kept[name] = passes
         return passes
+
+    def _total(self, name: str, rows: int | None = None) -> int:
+        whole = self._measured if name == "train" else None
+        total = self._pool.count(name) if whole is None else whole.shape[-1]
+        # A split smaller than one batch is measured as it is, rather than not at all.
+        size = rows or (self.batch_size if self._whole_batches and total > self.batch_size else 1)
+        return total - total % size
 
     def _standardised(self, x: Tensor) -> Tensor:
         if not self._per_image:

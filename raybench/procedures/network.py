@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -106,6 +107,9 @@ class Bound:
         return outputs
 
 
+_IN_CACHE = 2**18  # numbers of a measurement that are worked on together
+
+
 class Network:
     """A model lifted over lanes: initial state, forward passes, gradients and measurements.
 
@@ -188,6 +192,19 @@ class Network:
     ) -> dict[str, Tensor]:
         """Return the probes' numbers on a split by metric name, each [K]."""
         passes = feed.split(split, feed.batch_size if self._memory else None)
+        numbers = sum(max(x[0].numel(), y[0].numel()) for x, y in passes)
+        measure: Callable[..., dict[str, Tensor]] = partial(self._measured, probes)
+        if self.lanes.device.type == "cpu":
+            measure = self.lanes.in_blocks(measure, max(_IN_CACHE // max(numbers, 1), 1))
+        return measure(passes, params, buffers)
+
+    def _measured(
+        self,
+        probes: Sequence[Probe],
+        passes: Sequence[tuple[Tensor, Tensor]],
+        params: Params,
+        buffers: Params,
+    ) -> dict[str, Tensor]:
         dim = 1 if self.lanes.lifted else 0
         outputs = _joined(self._all_outputs(passes, params, buffers), dim)
         targets = _joined([y for _, y in passes], dim)

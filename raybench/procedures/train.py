@@ -10,7 +10,7 @@ from pydantic import Field
 from raybench.data import DATA, Data
 from raybench.lanes import Lanes, Params
 from raybench.models import MODELS, Model
-from raybench.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
+from raybench.optim import OPTIMIZERS, SCHEDULES, ForeignOptimizer, Optimizer, Schedule
 from raybench.optim.schedules import Constant
 from raybench.probes import PROBES, Probe
 from raybench.probes.loss import Error, Loss
@@ -19,7 +19,7 @@ from raybench.procedures.feed import Extent, Feed, Order
 from raybench.procedures.network import LossName, Network, record_all
 from raybench.procedures.stepper import Stepper
 from raybench.record import Recorder, Times
-from raybench.spec import Run, Spec, Steps
+from raybench.spec import Json, Run, Spec, Steps
 from raybench.tables import Part
 
 
@@ -72,6 +72,12 @@ class Train(Procedure):
     def missing(self) -> str | None:
         """Ask the data set."""
         return self.data.missing()
+
+    def cost_form(self) -> Json:
+        """Leave out length and schedule; of optimizers tell only fused ones from foreign ones."""
+        foreign = isinstance(self.optimizer, ForeignOptimizer)
+        kept = {k: v for k, v in self.batch_form.items() if k not in ("schedule", "steps")}
+        return {**kept, "optimizer": self.optimizer.batch_form if foreign else None}
 
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Train the runs side by side."""
@@ -144,7 +150,7 @@ class Course:
             recorder.reach(offset + step)
             if step % epoch == 0:
                 buffers = self.network.forget(buffers)
-            if step in self.due:
+            if step in self.due or self._lanes.clock.samples(step):
                 record_all(
                     recorder,
                     self.network,

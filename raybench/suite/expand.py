@@ -176,13 +176,16 @@ class Suite:
 
     def _studies(self, option: Option, problems: list[Problem]) -> Iterator[Arm]:
         tune = cast("Tune", self.tune)
-        if option.tune:
-            given = {key: value for key, (value, _) in option.tune.items()}
+        # What the command line sets of the protocol wins over the cases, as it does elsewhere.
+        last = {key.split(".")[1] for key in self.overrides if key.startswith("tune.")}
+        changes = {key: value for key, value in option.tune.items() if key not in last}
+        if changes and "tune" not in self.overrides:
+            given = {key: value for key, (value, _) in changes.items()}
             base = dict(self.document["tune"])
             for one, other in (("trials", "budgets"), ("budgets", "trials")):
                 if one in given:
                     base.pop(other, None)
-            where = next(iter(option.tune.values()))[1][:-1]
+            where = next(iter(changes.values()))[1][:-1]
             changed = section("tune", {**base, **given}, where, problems)
             if changed is None:
                 return
