@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 
 from ruamel.yaml import YAML
 
+from raybench import usercode
 from raybench.errors import NothingMatched, RefusedError
 from raybench.plan import Batch, batches, distinct, to_do
 from raybench.schema import runs_table
@@ -280,6 +281,7 @@ def resolved(suite: Suite) -> str:
         "scale": suite.scale,
         "file": suite.source.label.rpartition("/")[2],
         "overrides": dict(suite.overrides),
+        "code": [f"{stem}.py" for stem in usercode.allowed()],
         "environment": environment(),
     }
     text = io.StringIO()

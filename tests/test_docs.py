@@ -174,7 +174,7 @@ def stands_in_every_figure(made: Followed) -> None:
 def is_in_the_report(made: Followed) -> None:
     text = (made.results / "report-quick.html").read_text("utf-8")
     assert "my_opt:Signum" in text
-    assert "raybench run mine.yaml --scale quick" in text
+    assert "raybench run mine.yaml --scale quick --allow-code my_opt.py" in text
     for figure in figures_for("crowded_valley").values():
         assert figure.title.replace("'", "&#39;") in text
     for why in NEEDS_MORE.values():

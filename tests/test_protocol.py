@@ -327,6 +327,12 @@ def test_a_mistake_in_a_case_s_protocol_is_shown_where_it_is() -> None:
     assert "suite.yaml:13:" in told(PUBLISHED, head)
 
 
+def test_a_search_that_could_not_select_is_refused() -> None:
+    head = HEAD.replace("valid: 8", "valid: 0")
+    assert "sgd: valid/loss needs rows: set data.valid" in told(PUBLISHED, head)
+    assert suite("tune: {budgets: {}, one_shot: 2}\n", head).runs  # nothing to select
+
+
 def test_arms_whose_trials_all_diverge_are_told(tmp_path: Path) -> None:
     head = HEAD.replace(
         "search: {optimizer.lr: {log10_uniform: [-4, 0]}}}",

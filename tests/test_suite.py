@@ -20,7 +20,7 @@ version: 1
 name: tiny
 base:
   procedure: train
-  data: {name: digits, train: 50}
+  data: {name: digits, train: 50, valid: 20}
   model: {name: mlp, width: 8}
   optimizer: {name: sgd, lr: 0.1}
   steps: 20it

@@ -184,3 +184,15 @@ def test_a_name_that_the_file_lacks_is_told(file: Path) -> None:
     usercode.allow(file)
     with pytest.raises(Exception, match="did you mean 'Steady'"):
         load(parse(SUITE.replace("my_opt:Steady", "my_opt:Stedy"), "mine.yaml")).runs  # noqa: B018
+
+
+def test_annotations_that_are_texts_and_dataclasses_load(tmp_path: Path) -> None:
+    path = tmp_path / "late.py"
+    path.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from raybench.optim.sgd import SGD\n\n\n@dataclass\nclass Thing:\n    x: int = 1\n\n\n"
+        "class Late(SGD):\n    extra: float = 0.5\n",
+        encoding="utf-8",
+    )
+    usercode.allow(path)
+    assert OPTIMIZERS["late:Late"](lr=0.1).extra == 0.5  # type: ignore[attr-defined]

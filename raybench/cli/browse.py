@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -85,7 +86,7 @@ def show_one(
         if as_json:
             print_json({"name": name, "kind": "suite", "text": text})
         else:
-            output.print(text, markup=False)
+            sys.stdout.write(text)  # as it is: it may be on its way into a file
         return
     if not found:
         known = [*bundled(), *(each for table in TABLES.values() for each in table)]

@@ -252,7 +252,17 @@ class Suite:
                 problems.append(Problem(self.origins["tune"], str(error)))
                 return
             for number, trial in enumerate(trials):
-                yield from self._trial(arm, "search", number, trial, problems)
+                planned = list(self._trial(arm, "search", number, trial, problems))
+                if number == 0 and planned and not self._can_select(arm, planned[0]):
+                    message = f"{arm.name}: {arm.tune.select.metric} needs rows: set data.valid"
+                    problems.append(Problem(self.origins["tune"], message))
+                yield from planned
+
+    def _can_select(self, arm: Arm, planned: Planned) -> bool:
+        # Without validation rows every trial would be carried out, and none could be picked.
+        data = getattr(planned.run.procedure, "data", None)
+        split = arm.tune.select.metric.partition("/")[0]
+        return split != "valid" or getattr(data, "valid", None) != 0
 
     def _trial(
         self, arm: Arm, phase: str, number: int, trial: Trial, problems: list[Problem]
