@@ -304,8 +304,8 @@ def test_claims_over_time_fail_without_their_shape() -> None:
     assert set(verdicts(monotone, "epoch_wise").values()) == {"FAIL"}
     all_rise = synthetic("over_time", timed=lambda width, noise, step: timed(512, 0.2, step))
     found = verdicts(all_rise, "width_by_epoch")
-    assert found["the large network's test error falls, rises, falls"] == "PASS"
-    assert found["the small network's does not"] == "FAIL"
+    assert found["a large network's test error falls, rises, falls"] == "PASS"
+    assert found["a small network's does not"] == "FAIL"
     assert set(verdicts(all_rise, "epoch_wise").values()) == {"FAIL"}
     stalled = synthetic(
         "over_time", timed=lambda width, noise, step: (timed(width, noise, step)[0], 0.09)

@@ -40,6 +40,10 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
     "wide_resnet": ({"depth": 16, "widen": 1, "width": 4}, IMAGE, 4),
     "vgg": ({"width": 2, "side": 32}, IMAGE, 4),
     "char_rnn": ({"width": 5, "streams": NUM}, (7,), 11),
+    "wide_mlp": ({"width": 6, "depth": 2}, ROW, 4),
+    "resnet18k": ({"width": 2}, IMAGE, 4),
+    "cnn5": ({"width": 2}, IMAGE, 4),
+    "transformer": ({"width": 8, "heads": 2}, (7,), 11),
 }
 OUTPUTS = {"vae": (192 + 2 * 2,), "char_rnn": (7, 11)}  # of a row, where not its `outputs`
 CONSTANT = {"quadratic_deep", "two_d"}  # start from the same values whatever the seed

@@ -353,6 +353,8 @@ def test_steps_resolve() -> None:
 NEEDS: dict[str, dict[str, Any]] = {
     "hub": {"path": "someone/some-set"},
     "train": {key: value for key, value in TRAIN.items() if key != "name"},
+    "lazy": {key: value for key, value in TRAIN.items() if key != "name"},
+    **{name: {"data": {"name": "digits"}} for name in ("solve", "kernel", "gaussian_process")},
 }
 # Tried in this order on each field; the first that is valid and not the default is used.
 TRIES: list[Any] = [
@@ -360,6 +362,7 @@ TRIES: list[Any] = [
     False, True, ["flip"], [0.25], ["loss"], ["test"], {"at": {"log": 3}}, "cosine", "adam",
     "linear", {"name": "gaussian", "dim": 3}, "epoch", "fixed", "half_squares", "3ep", 16, 3, 19,
     10, "unit", "input", "zeros", [5], "beale",
+    "shuffled", "fourier", "published", "ntk", {"kind": "relu", "width": 5}, [1.0, 2.0],
 ]  # fmt: skip
 
 ALL_TABLES: list[Table[Any]] = [DATA, MODELS, OPTIMIZERS, SCHEDULES, PROBES, PROCEDURES]

@@ -159,6 +159,11 @@ class Hill(NamedTuple):
         return self.rise.height > 0 and all(s.mean >= MARGIN and s.low > 0 for s in sides)
 
     @property
+    def height(self) -> float:
+        """Return how high the top stands over the higher of its two sides; 0 without a rise."""
+        return max(min(self.left.mean, self.right.mean), 0.0) if self.rise.height > 0 else 0.0
+
+    @property
     def words(self) -> str:
         """Return the numbers, for a verdict."""
         if self.rise.height <= 0:
