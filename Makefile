@@ -35,7 +35,7 @@ format: $(STAMP)  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)  ## overhead of a run, beside naive Ray Tune
+bench: $(STAMP)  ## runs per second, beside naive Ray Tune and plain loops
 	$(BIN)/raybench bench
 
 wheel: $(STAMP)  ## build dist/*.whl

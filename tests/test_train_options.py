@@ -323,3 +323,15 @@ sweep: [{optimizer.lr: [0.01, 1e6]}]
     assert filled.loc[~lost].equals(runs.loc[~lost])
     assert test_loss(curves) == [initial, *rest, *[initial] * (40 - len(rest))]
     assert len(rest) < 40
+
+
+@pytest.mark.parametrize("order", ["fixed", "reshuffled"])
+def test_lanes_of_one_seed_share_their_batches(order: Any) -> None:
+    spec: Any = build(DATA, {"name": "quadratic_deep"}, (), [])
+    seeds = [Seed(3), Seed(3), Seed(3)]
+    together = Feed(Lanes(3), [spec] * 3, seeds, batch_size=128, drop_last=True, order=order)
+    alone = Feed(Lanes(1), [spec], seeds[:1], batch_size=128, drop_last=True, order=order)
+    for step in range(9):  # into the second epoch
+        for ours, own in zip(together.batch(step), alone.batch(step), strict=True):
+            assert ours.stride(0) == 0  # the same memory for all lanes
+            assert all(torch.equal(lane, own) for lane in ours)

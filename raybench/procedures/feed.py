@@ -81,6 +81,8 @@ class Feed:
         self._whole: tuple[Tensor, Tensor] | None = None
         self._kept: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._order = torch.empty(0)
+        # The runs of a search have one seed: then a batch is gathered once and shown to all lanes.
+        self._one_order = len({seed.of("order/epochs") for seed in seeds}) == 1
         self.restart()
         extent = extent or Extent()
         self._whole_batches = extent.whole_batches
@@ -168,10 +170,15 @@ class Feed:
 
     def _next_epoch(self) -> None:
         self._epoch += 1
-        if not self._fixed or self._epoch == 0:
-            self._order = self._lanes.stack(
-                [torch.randperm(self.num_train, generator=draw) for draw in self._orders]
-            )
+        if self._fixed and self._epoch > 0:
+            return
+        draws = self._orders[:1] if self._one_order else self._orders
+        orders = [torch.randperm(self.num_train, generator=draw) for draw in draws]
+        if not self._one_order:
+            self._order = self._lanes.stack(orders)
+            return
+        order = orders[0].to(self._lanes.device)
+        self._order = order.expand(self._lanes.size, -1) if self._lanes.lifted else order
 
 
 class _Pool:
@@ -213,14 +220,19 @@ class _Pool:
             assert self._clean is not None
             self._kept[split] = self._x.index_select(0, rows), self._clean.index_select(0, rows)
         x, y = (values[start:end] for values in self._kept[split])
-        if not self._lanes.lifted:
-            return x, y
-        # No copies: all lanes look at the same memory.
-        return x.expand(self._lanes.size, *x.shape), y.expand(self._lanes.size, *y.shape)
+        return self._to_all(x, y) if self._lanes.lifted else (x, y)
 
     def chosen(self, split: str, places: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows and targets at `places` of a split, [K, N] when stacked."""
+        if self._common[split] and places.dim() == 2 and places.stride(0) == 0:
+            assert self._clean is not None
+            rows = self._rows[split][0].index_select(0, places[0])
+            return self._to_all(self._x.index_select(0, rows), self._clean.index_select(0, rows))
         return self._take(split, places)
+
+    def _to_all(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        # No copies: all lanes look at the same memory.
+        return x.expand(self._lanes.size, *x.shape), y.expand(self._lanes.size, *y.shape)
 
     def _take(self, split: str, chosen: Tensor | slice) -> tuple[Tensor, Tensor]:
         whole = self._rows[split]

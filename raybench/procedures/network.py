@@ -107,7 +107,7 @@ class Bound:
         return outputs
 
 
-_IN_CACHE = 2**18  # numbers of a measurement that are worked on together
+_IN_CACHE = 2**20  # numbers of a measurement that are worked on together
 
 
 class Network:
