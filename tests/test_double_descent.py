@@ -59,7 +59,8 @@ def timed(width: float, noise: float, step: float) -> tuple[float, float]:
     test = 0.1 + 0.6 / (1 + step / 5)
     if width >= 32:
         test += bump(step, 1000 if width > 64 else 3000, noise, 0.8)
-    train = 0.6 / (1 + step * width / 2000)
+    # A narrow network never fits its rows.
+    train = 0.6 / (1 + step * width / 2000) if width >= 32 else 0.2 + 0.4 / (1 + step)
     return test, train
 
 
@@ -300,9 +301,13 @@ def test_claims_over_time_fail_without_their_shape() -> None:
     monotone = synthetic(
         "over_time", timed=lambda width, noise, step: (0.7 / (1 + step), 0.5 / (1 + step))
     )
-    assert set(verdicts(monotone, "width_by_epoch").values()) == {"FAIL"}
+    large = "a large network's test error falls, rises, falls"
+    assert verdicts(monotone, "width_by_epoch")[large] == "FAIL"
     assert set(verdicts(monotone, "epoch_wise").values()) == {"FAIL"}
-    all_rise = synthetic("over_time", timed=lambda width, noise, step: timed(512, 0.2, step))
+    all_rise = synthetic(
+        "over_time",
+        timed=lambda width, noise, step: (timed(512, 0.2, step)[0], timed(width, noise, step)[1]),
+    )
     found = verdicts(all_rise, "width_by_epoch")
     assert found["a large network's test error falls, rises, falls"] == "PASS"
     assert found["a small network's does not"] == "FAIL"

@@ -16,6 +16,7 @@ from raybench.models import MODELS, Model
 from raybench.models.adapter import adapt
 from raybench.models.base import Dropout
 from raybench.models.char_rnn import CharRNN
+from raybench.models.transformer import Transformer
 from raybench.rng import Seed, key
 
 torch.set_num_threads(1)
@@ -45,7 +46,8 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
     "cnn5": ({"width": 2}, IMAGE, 4),
     "transformer": ({"width": 8, "heads": 2}, (7,), 11),
 }
-OUTPUTS = {"vae": (192 + 2 * 2,), "char_rnn": (7, 11)}  # of a row, where not its `outputs`
+# Of a row, where not its `outputs`.
+OUTPUTS = {"vae": (192 + 2 * 2,), "char_rnn": (7, 11), "transformer": (7, 11)}
 CONSTANT = {"quadratic_deep", "two_d"}  # start from the same values whatever the seed
 
 
@@ -61,7 +63,7 @@ def case(name: str) -> tuple[Model, tuple[int, ...], int]:
 
 def batch(model: Model, shape: tuple[tuple[int, ...], int], seed: int) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
-    if isinstance(model, CharRNN):
+    if isinstance(model, CharRNN | Transformer):
         return torch.randint(shape[1], (NUM, *shape[0]), generator=draw)
     return torch.randn(NUM, *shape[0], generator=draw)
 

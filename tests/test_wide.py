@@ -503,8 +503,12 @@ def test_an_exponent_has_an_interval() -> None:
     assert found.high > -0.5 - 0.02
     assert found.high - found.low < 0.05
     assert math.isnan(exponent(frame[frame["seed"] == 0], "value").low)
-    with pytest.raises(Missing):
+    with pytest.raises(Missing, match="two values"):
         exponent(frame[frame["width"] == 4], "value")
+    with pytest.raises(Missing, match="positive"):
+        exponent(frame.assign(value=-frame["value"]), "value")
+    wild = frame.assign(value=frame["value"].mask(frame["seed"] > 0, -0.01))
+    assert math.isnan(exponent(wild, "value").low)  # most resamples hold a mean below 0
 
 
 # The suite.

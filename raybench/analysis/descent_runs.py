@@ -269,7 +269,7 @@ def _edges(points: Floats) -> Floats:
     # Cells meet half-way between points on a logarithmic scale.
     logs = np.log(points)
     if len(logs) == 1:
-        logs = np.array([logs[0] - 0.5, logs[0] + 0.5])
+        return np.asarray(np.exp([logs[0] - 0.5, logs[0] + 0.5]), dtype=np.float64)
     middle = (logs[1:] + logs[:-1]) / 2
     ends = [2 * logs[0] - middle[0]], [2 * logs[-1] - middle[-1]]
     edges: Floats = np.exp(np.concatenate([ends[0], middle, ends[1]]))

@@ -197,7 +197,12 @@ def _render_one(name: str, figure: Figure, tables: Tables, folder: Path) -> Rend
     with style.context(stem), warnings.catch_warnings():
         # Labels are the suite author's: a script that the font lacks is no reason to stop.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        picture = figure.draw(data)
+        try:
+            picture = figure.draw(data)
+        except Missing as error:  # the data are there, but too few to be drawn
+            return Rendered(
+                name, figure.title, figure.caption, missing=str(error), verdicts=found.verdicts
+            )
         _whole(svg, lambda path: picture.savefig(path, format="svg", metadata={"Date": None}))
         _whole(png, lambda path: picture.savefig(path, format="png"))
     extra = []

@@ -6,6 +6,8 @@ Zhang et al. 2017, "Understanding deep learning requires rethinking generalizati
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -173,7 +175,9 @@ def data_corruption(tables: Tables) -> pd.DataFrame:
     return with_intervals(frame, ("model", "corruption"), ("test_error", "relative", "fit_step"))
 
 
-def _lines(axes: Axes, frame: pd.DataFrame, value: str) -> None:
+def _lines(
+    axes: Axes, frame: pd.DataFrame, value: str, legend: Literal["lower right", "upper left"]
+) -> None:
     means = groups(frame, ("model", "corruption"))
     paint = style.colours(sorted(means["model"].unique()))
     for model, line in paint.items():
@@ -189,13 +193,13 @@ def _lines(axes: Axes, frame: pd.DataFrame, value: str) -> None:
         )
     axes.set_xlabel("label corruption")
     axes.xaxis.set_major_locator(MultipleLocator(0.2))
-    axes.legend()
+    axes.legend(loc=legend)
 
 
 def draw_times(frame: pd.DataFrame) -> Picture:
     """Draw the time to fit against corruption, relative to true labels."""
     picture, [[axes]] = style.canvas(width=style.COLUMN, height=2.7)
-    _lines(axes, frame, "relative")
+    _lines(axes, frame, "relative", "lower right")
     axes.set(ylabel="time to fit over that of true labels", ylim=(0, None))
     return picture
 
@@ -203,7 +207,7 @@ def draw_times(frame: pd.DataFrame) -> Picture:
 def draw_errors(frame: pd.DataFrame) -> Picture:
     """Draw test error against corruption."""
     picture, [[axes]] = style.canvas(width=style.COLUMN, height=2.7)
-    _lines(axes, frame, "test_error")
+    _lines(axes, frame, "test_error", "upper left")
     axes.axhline(frame["chance"].iloc[0], color=style.FAINT, lw=0.8, ls=":")
     style.percent_axis(axes)
     axes.set(ylabel="test error", ylim=(0, 1))

@@ -61,6 +61,7 @@ def draw(frame: pd.DataFrame) -> Picture:
     style.log_widths(row[0], frame["width"].tolist())
     style.log_axis(row[0], "y")
     row[0].set(xlabel="width N", ylabel="connected four-point ratio")
+    row[0].set_ylim(top=row[0].get_ylim()[1] * 6)  # room for the legend
     row[0].legend(loc="upper right")
     for axes, name in zip(row[1:], names, strict=True):
         means = groups(frame[frame["activation"] == name], ("width",))

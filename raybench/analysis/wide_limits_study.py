@@ -31,24 +31,31 @@ def exponent(cell: pd.DataFrame, value: str, x: str = "width") -> Interval:
     """Return the log-log slope of the mean of `value` over seeds on `x`.
 
     The bounds are those of a percentile bootstrap in which seeds are drawn for each `x` by itself,
-    as the runs at one width say nothing about those at another. Raises `Missing` with fewer than
-    two points.
+    as the runs at one width say nothing about those at another; resamples with a mean of 0 or less
+    have no slope and are left out, and there are no bounds where they are more than half. Raises
+    `Missing` with fewer than two points, or a mean of 0 or less.
     """
     finite = cell[np.isfinite(cell[value].to_numpy(dtype=float))]
     samples = {float(at): g[value].to_numpy(dtype=float) for at, g in finite.groupby(x)}
     if len(samples) < 2:
         raise Missing(f"a slope of {value} needs two values of {x}")
     places = list(samples)
+    means = [sample.mean() for sample in samples.values()]
+    if min(means) <= 0:
+        raise Missing(f"a slope of {value} needs positive means")
+    estimate = float(slope(places, means))
     draw = np.random.default_rng(0)
     drawn = [
         sample[draw.integers(0, sample.size, (RESAMPLES, sample.size))].mean(axis=1)
         for sample in samples.values()
     ]
-    estimate = float(slope(places, [sample.mean() for sample in samples.values()]))
+    curves = np.stack(drawn, axis=-1)
+    curves = curves[(curves > 0).all(axis=1)]
     fewest = min(sample.size for sample in samples.values())
-    if fewest < 2:
-        return Interval(estimate, np.nan, np.nan, fewest, "no interval: one seed")
-    return percentile_interval(estimate, slope(places, np.stack(drawn, axis=-1)), fewest)
+    if fewest < 2 or len(curves) < RESAMPLES // 2:
+        why = "one seed" if fewest < 2 else "means that reach 0"
+        return Interval(estimate, np.nan, np.nan, fewest, f"no interval: {why}")
+    return percentile_interval(estimate, slope(places, curves), fewest)
 
 
 def with_exponents(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
@@ -77,7 +84,7 @@ def slopes_within(frame: pd.DataFrame, name: str, low: float, high: float) -> Ve
     """Return whether every slope in column `name` lies between two numbers."""
     found = frame[name].dropna().unique()
     if not len(found) or frame[name].isna().any():
-        raise Missing("a slope needs two widths of each curve")
+        raise Missing("a slope needs two widths of each curve, with positive means")
     measured = f"{found.min():.3f} to {found.max():.3f} over {len(found)} curves"
     passed = bool(((found >= low) & (found <= high)).all())
     return Verdict(measured, f"{low:g} to {high:g}, each", passed)
