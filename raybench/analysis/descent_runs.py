@@ -77,6 +77,8 @@ def runs_of(tables: Tables, *names: str) -> pd.DataFrame:
 def histories(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:
     """Return the frame's finished runs at each recording: its columns with step, epoch and errors.
 
+    How many runs there are, and how many of them are lost, stands in `attrs["note"]`.
+
     Args:
         tables: of the suite.
         frame: from `of_study`.
@@ -94,9 +96,16 @@ def histories(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:
     wide = plain.pivot_table(index=["run_id", "step", "epoch"], columns="split", values="value")
     wide = wide.rename(columns={"test": "test_error", "train": "train_error"}).reset_index()
     need(wide, "test_error", "train_error")
-    kept = [c for c in done.columns if c not in _VALUES]
+    kept = [c for c in done.columns if c not in (*_VALUES, "status")]
     moments = wide[["run_id", "step", "epoch", "test_error", "train_error"]]
-    return done[kept].merge(moments, on="run_id").rename_axis(columns=None)
+    found = done[kept].merge(moments, on="run_id").rename_axis(columns=None)
+    lost = len(frame) - len(done)
+    found.attrs["note"] = (
+        f"{len(done)} runs; {lost} without a result."
+        if lost
+        else (f"All {len(done)} runs finished.")
+    )
+    return found
 
 
 def seeds_by(arm: pd.DataFrame, along: str, value: str = "test_error") -> pd.DataFrame:
@@ -258,6 +267,8 @@ def heat(
     bar = axes.get_figure(root=True).colorbar(mesh, ax=axes)  # type: ignore[union-attr]
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     axes.set(xscale="log", yscale="log")
+    axes.set_yticks(y, [f"{value:g}" for value in y])
+    axes.set_yticks([], minor=True)
     axes.grid(visible=False)
     if eps_of is not None:
         errors = eps_of.to_numpy(dtype=float)
