@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,9 +17,11 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 import raybench
 from raybench import store as results
+from raybench.cli.app import app
 from raybench.cli.suites import bundled, load
 from raybench.schema import metrics_table, runs_table
 from raybench.store import SuiteStore
@@ -486,6 +489,29 @@ def test_a_failing_claim_is_8(tmp_path: Path) -> None:
     rows = told("verify", peaked, cwd=tmp_path)
     assert {row["verdict"] for row in rows} == {"PASS"}
     assert all(row["source"] and row["threshold"] for row in rows)
+
+
+@pytest.mark.filterwarnings("ignore:Attempting to set identical low and high")
+def test_a_failure_that_is_expected_is_no_failure_of_verify(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raybench.analysis.quickstart import FIGURES
+
+    falling = quickstart_store(tmp_path / "falling", (0.6, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1))
+    for name, figure in list(FIGURES.items()):
+        claims = tuple(
+            dataclasses.replace(claim, expected={"default": "not at this scale: tried 3 rates"})
+            for claim in figure.claims
+        )
+        monkeypatch.setitem(FIGURES, name, dataclasses.replace(figure, claims=claims))
+    monkeypatch.chdir(tmp_path)
+    answer = CliRunner().invoke(app, ["verify", str(falling)])
+    assert answer.exit_code == 0, answer.output
+    assert "FAIL (expected)" in answer.output
+    assert "expected to fail: not at this scale: tried 3 rates" in " ".join(answer.output.split())
+    CliRunner().invoke(app, ["report", str(falling)], catch_exceptions=False)
+    page = next((falling / "quickstart").glob("report-*.html")).read_text()
+    assert "Expected to fail: not at this scale: tried 3 rates" in page
 
 
 def test_an_interrupted_run_keeps_all_and_goes_on(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from raybench.analysis import complexity, figures_for
-from raybench.analysis.descent_runs import EPS, crossing, hill, seeds_by
+from raybench.analysis.descent_runs import crossing, hill, seeds_by
 from raybench.analysis.figure import Tables, evaluate, render
 from raybench.analysis.rows import Missing
 from raybench.cli.suites import bundled
@@ -34,7 +34,7 @@ SUITE = "double-descent"
 FIGURES = figures_for(SUITE)
 SEEDS = 5
 WIDTHS = (4, 8, 16, 32, 64, 128, 512)
-STEPS = (1, 10, 100, 1000, 3000)
+STEPS = (1, 10, 40, 100, 300, 1000, 3000)
 SIZES = (50, 100, 200, 400, 800)
 
 Curve = Callable[..., tuple[float, float]]
@@ -67,7 +67,7 @@ def timed(width: float, noise: float, step: float) -> tuple[float, float]:
 def sampled(width: float, noise: float, n: float, step: float = 2000) -> tuple[float, float]:
     """Sample-wise: a peak over n that moves with width; what is fitted grows with both."""
     fits = 25 * width * (step / 2000) ** 0.3 * (1 - noise)
-    return 0.3 / np.sqrt(n / 50) + bump(n, fits, 0.6 * noise), 0.1 * (n / fits) ** 2
+    return 0.3 / np.sqrt(n / 50) + bump(n, fits, 0.6 * noise), complexity.EPS * (n / fits) ** 2
 
 
 def featured(width: float, noise: float, n: float, ridge: float) -> tuple[float, float]:
@@ -80,8 +80,14 @@ class Maker:
     """Collects rows of `runs` and `metrics`; a curve by name replaces the one that passes."""
 
     def __init__(self, curves: Mapping[str, Curve]) -> None:
-        own = {"trained": trained, "timed": timed, "sampled": sampled, "featured": featured}
-        self.by: dict[str, Curve] = {**own, **curves}
+        self.by: dict[str, Curve] = {
+            "trained": trained,
+            "timed": timed,
+            "sampled": sampled,
+            "stopped": lambda width, noise, n: (0.2 / np.sqrt(n / 50), 0.0),
+            "featured": featured,
+            **curves,
+        }
         self.rows: list[dict[str, Any]] = []
         self.metrics: list[tuple[Any, ...]] = []
 
@@ -132,7 +138,8 @@ class Maker:
     def over_samples(self) -> None:
         for width, noise, n in itertools.product((4, 8, 16, 24), (0.0, 0.2), SIZES):
             errors = {step: self.by["sampled"](width, noise, n, step) for step in (1, 50, 2000)}
-            self.add("sample_wise", errors[2000], **net(width, noise, n))
+            best = self.by["stopped"](width, noise, n)[0]
+            self.add("sample_wise", errors[2000], best=best, **net(width, noise, n))
             self.history(errors)
 
     def over_features(self) -> None:
@@ -292,7 +299,8 @@ def test_claims_over_width_fail_without_their_shape() -> None:
         == "FAIL"
     )
     same = verdicts(synthetic("over_width", trained=alike), "error_by_width")
-    assert same["a plateau without noise"] == "FAIL"
+    assert same["a plateau without noise beside 10 %"] == "FAIL"
+    assert same["a plateau without noise beside 20 %"] == "FAIL"
     assert same["noise raises the peak"] == "FAIL"
     assert same["augmentation moves the peak right"] == "FAIL"
 
@@ -323,7 +331,12 @@ def test_claims_over_samples_fail_without_their_shape() -> None:
         "over_samples",
         sampled=lambda w, noise, n, step=2000: (1 / n, sampled(w, noise, n, step)[1]),
     )
-    assert set(verdicts(helps, "samples").values()) == {"FAIL"}
+    assert verdicts(helps, "samples") == {
+        "more samples can hurt": "FAIL",
+        "not with early stopping": "PASS",
+    }
+    late = synthetic("over_samples", stopped=sampled)
+    assert verdicts(late, "samples")["not with early stopping"] == "FAIL"
     stuck = synthetic(
         "over_samples", sampled=lambda w, noise, n, step=2000: (0.3, sampled(8, 0.2, n, 2000)[1])
     )
@@ -378,7 +391,7 @@ def test_complexity_agrees_with_a_bisection_of_the_true_curve() -> None:
     low, high = 10.0, 2000.0
     while high - low > 1e-6:
         middle = (low + high) / 2
-        low, high = (middle, high) if error(middle) <= EPS else (low, middle)
+        low, high = (middle, high) if error(middle) <= complexity.EPS else (low, middle)
     sizes = np.geomspace(50, 1000, 12)
     read_off = complexity.emc(sizes, np.array([error(n) for n in sizes]))
     assert read_off == pytest.approx(low, rel=0.02)
@@ -389,7 +402,8 @@ def test_complexity_data(tables: Tables) -> None:
     assert data is not None
     clean = data[data["label_noise"] == 0.0].set_index("width")
     assert clean.loc[8, "emc"] == pytest.approx(25 * 8, rel=0.1)  # error is EPS where n fits
-    assert clean.loc[8, "emc_low"] <= clean.loc[8, "emc"] <= clean.loc[8, "emc_high"]
+    assert (clean["emc_low"] <= clean["emc"]).all()
+    assert (clean["emc"] <= clean["emc_high"]).all()
     assert (clean["emc_n"] == SEEDS).all()
 
 

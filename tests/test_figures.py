@@ -20,7 +20,9 @@ from raybench.analysis.figure import (
     verdict_counts,
 )
 from raybench.analysis.peak import largest_rise
+from raybench.cli.suites import bundled
 from raybench.errors import MissingError
+from raybench.suite import read
 
 NO_METRICS = pd.DataFrame(columns=["run_id", "step", "epoch", "split", "metric", "value"])
 WIDTHS = (4, 8, 16, 32, 64, 128, 256)
@@ -456,7 +458,37 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
 
 def test_verdicts_are_counted(tmp_path):
     done = render(figures_for("quickstart"), Tables(double_descent(), NO_METRICS), tmp_path)
-    assert verdict_counts(done) == {"PASS": 3, "FAIL": 0, "NOT RUN": 0}
+    assert verdict_counts(done) == {"PASS": 3, "FAIL": 0, "FAIL (expected)": 0, "NOT RUN": 0}
+
+
+@pytest.mark.parametrize(
+    ("passed", "scale", "status"),
+    [
+        (False, "laptop", "FAIL (expected)"),
+        (False, "paper", "FAIL"),
+        (True, "laptop", "PASS"),
+        (None, "laptop", "NOT RUN"),
+    ],
+)
+def test_a_failure_is_expected_at_its_scale_only(passed, scale, status):
+    verdict = Verdict("", "", passed)
+    claim = Claim("c", "", "", lambda data: verdict, {"laptop": "too few rows"})
+    figure = Figure("", "", lambda tables: tables.runs, lambda data: None, (claim,))
+    (checked,) = evaluate(
+        figure, Tables(pd.DataFrame({"a": [1]}), NO_METRICS, scale=scale)
+    ).verdicts
+    assert checked.status == status
+    assert checked.expected == ("too few rows" if scale == "laptop" else "")
+    assert checked.verdict is verdict
+
+
+def test_a_claim_expects_to_fail_at_scales_of_its_suite():
+    for name in bundled():
+        for figure in figures_for(name).values():
+            for claim in figure.claims:
+                for scale, why in claim.expected.items():
+                    assert scale in read(bundled()[name], name).values["scales"]
+                    assert why.startswith("not at this scale"), (name, claim.name)
 
 
 class Point:

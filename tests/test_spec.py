@@ -362,8 +362,8 @@ TRIES: list[Any] = [
     False, True, ["flip"], [0.25], ["loss"], ["test"], {"at": {"log": 3}}, "cosine", "adam",
     "linear", {"name": "gaussian", "dim": 3}, "epoch", "fixed", "half_squares", "3ep", 16, 3, 19,
     10, "unit", "input", "zeros", [5], "beale",
-    "shuffled", "fourier", "published", "ntk", "float32", "sgd", "mup", {"kind": "relu", "width": 5},
-    [1.0, 2.0],
+    "shuffled", "fourier", "published", "ntk", "float32", "sgd", "mup",
+    {"kind": "relu", "width": 5}, [1.0, 2.0],
 ]  # fmt: skip
 
 ALL_TABLES: list[Table[Any]] = [DATA, MODELS, OPTIMIZERS, SCHEDULES, PROBES, PROCEDURES]

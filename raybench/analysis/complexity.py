@@ -17,15 +17,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
 from raybench.analysis import style
-from raybench.analysis.descent_runs import EPS, PAPER, histories, hues, of_study
+from raybench.analysis.descent_runs import PAPER, histories, hues, of_study
 from raybench.analysis.figure import Claim, Figure, Tables, Verdict
 from raybench.analysis.rows import Missing, arms, close
 from raybench.stats import RESAMPLES, Floats, percentile_interval, slope
 
+EPS = 0.05
+"""Mean train error that counts as fitting. Under the label noise of the runs: who fits the clean
+labels only is left with about the level of noise, which is no fit of the training set."""
 TIMES, SPAN = 8, 32.0
 """How many training times are drawn, and how many times longer the last is than the first."""
-SLOPE = (0.5, 2.0)
-"""Log-log slope of EMC over parameters that counts as about proportional."""
 
 
 def emc(sizes: Floats, errors: Floats, eps: float = EPS) -> Floats:
@@ -179,7 +180,7 @@ def _finished(picture: Picture, axes: Axes, frame: pd.DataFrame, x: str, title: 
 
 
 def check_width(frame: pd.DataFrame) -> Verdict:
-    """Check that the EMC rises from each width to the next, about in proportion to parameters."""
+    """Check that the EMC rises from each width to the next, at each level of label noise."""
     words, passed = [], True
     for noise, arm in arms(frame, "label_noise"):
         inside = arm[~arm["bound"]].sort_values("width")
@@ -193,11 +194,10 @@ def check_width(frame: pd.DataFrame) -> Verdict:
             f"{ends['emc_low'].iloc[1]:.0f}] at {ends['num_params'].iloc[1]:g}, slope {rise:.2f}"
         )
         apart = ends["emc_low"].iloc[1] > ends["emc_high"].iloc[0]
-        passed &= bool((rises > 0).all() and apart and SLOPE[0] <= rise <= SLOPE[1])
+        passed &= bool((rises > 0).all() and apart)
     if not words:
         raise Missing("fewer than 3 widths whose EMC lies inside the grid of n")
-    threshold = f"rises throughout, ends' intervals apart, slope {SLOPE[0]:g} to {SLOPE[1]:g}"
-    return Verdict("; ".join(words), threshold, passed)
+    return Verdict("; ".join(words), "rises throughout, intervals of the ends apart", passed)
 
 
 def check_time(frame: pd.DataFrame) -> Verdict:
@@ -257,9 +257,8 @@ FIGURES: dict[str, Figure] = {
                 "complexity grows with width",
                 "The effective model complexity rises from each width to the next (where it lies "
                 "inside the grid of n; levels of noise with fewer than 3 such widths are passed "
-                "over), the intervals of the first and the last are apart, and its "
-                f"log-log slope over parameters is between {SLOPE[0]:g} and {SLOPE[1]:g}. (That it "
-                "is about proportional is ours: the paper gives no rate.)",
+                "over), and the intervals of the first and the last are apart. (Its log-log slope "
+                "over parameters is shown and not claimed: the paper gives no rate.)",
                 _SOURCE,
                 check_width,
             ),
