@@ -92,7 +92,7 @@ def _draw_dynamics(axes: Axes, means: pd.DataFrame, large: float) -> None:
     style.log_axis(axes, "x")
     style.percent_axis(axes)
     axes.set(title="test error", xlabel="epoch", ylim=(0, None))
-    axes.legend(title="width", loc="upper right")
+    axes.legend(title="width", loc="lower left")
 
 
 def _shown_large(frame: pd.DataFrame) -> float:
