@@ -18,6 +18,10 @@ from raybench.work import reason
 
 _PROBE_SECONDS: Final = 2.0  # measuring more shapes than fit in this is left out
 _PROBE_LANES: Final = 16
+COUNTED_SHARE: Final = 0.5
+"""Of the speed of large matrix products, what training is taken to reach. Measured on one core, in
+batches of 128 rows: 0.5 for ResNet18-8 and CNN5-8, and over 1 for width 64, where convolutions
+take fewer operations than are counted."""
 _BYTES_PER_RUN: Final = 900.0  # of a row of `runs` in a part of 100, zstd (measured)
 _BYTES_PER_NUMBER: Final = 6.0  # of a row of `metrics`
 _NUMBERS_PER_RECORDING: Final = 4
@@ -36,7 +40,9 @@ class Estimate:
         keys: batch keys in all; the time of the others is that of their nearest neighbours.
         lanes: how the runs of a batch were fused when they were measured.
         problem: why some runs could not be measured; times are nan if none could.
-        unknown: runs whose data are not at hand; they are in none of the times.
+        counted: runs whose data are not at hand: their time is that of their operations, counted
+            from shapes, at `COUNTED_SHARE` of the speed of matrix products here.
+        unknown: those whose operations are not known either; they are in none of the times.
         on_gpu: whether it was measured on a GPU.
     """
 
@@ -48,6 +54,7 @@ class Estimate:
     keys: int
     lanes: int
     problem: str = ""
+    counted: int = 0
     unknown: int = 0
     on_gpu: bool = False
 
@@ -86,9 +93,12 @@ def estimate(
     }
     at_hand = {key: members for key, members in groups.items() if key not in absent}
     lanes, recordings, problem = _measure(at_hand, known, resources, largest)
-    per_key = _filled(list(at_hand), known)
-    seconds = sum(per_key[key] * len(members) for key, members in at_hand.items())
-    unknown = sum(len(groups[key]) for key in absent)
+    per_key = _filled(list(at_hand), known) | _counted(
+        {key: groups[key][0] for key in absent}, resources
+    )
+    seconds = sum(per_key[key] * len(groups[key]) for key in per_key)
+    counted = sum(len(groups[key]) for key in absent if key in per_key)
+    unknown = sum(len(groups[key]) for key in absent if key not in per_key)
     runs = len(todo) + extra_runs
     if unknown == len(todo):
         seconds = math.nan
@@ -106,6 +116,7 @@ def estimate(
         keys=len(groups),
         lanes=lanes,
         problem=problem or next(iter(absent.values()), ""),
+        counted=counted,
         unknown=unknown,
         on_gpu=bool(todo) and sizing.device_for(_alone(todo[0], resources)).type == "cuda",
     )
@@ -139,6 +150,17 @@ def _measure(
         if time.monotonic() - began > _PROBE_SECONDS:
             break
     return lanes, recordings, problem
+
+
+def _counted(absent: Mapping[str, Planned], resources: Resources) -> dict[str, float]:
+    """Return the seconds of a run by batch key, for keys whose operations can be counted."""
+    operations = {key: planned.run.procedure.operations() for key, planned in absent.items()}
+    known = {key: count for key, count in operations.items() if count is not None}
+    if not known:
+        return {}
+    device = sizing.device_for(_alone(next(iter(absent.values())), resources))
+    speed = COUNTED_SHARE * sizing.product_speed(device)
+    return {key: count / speed for key, count in known.items()}
 
 
 def _alone(planned: Planned, resources: Resources) -> Batch:

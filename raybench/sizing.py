@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import resource
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ CANDIDATES: Final = (1, 4, 16, 64, 256)
 _STEPS: Final = 6  # gradient steps timed at each width, after one that warms up
 _GAIN: Final = 0.95  # a wider group must cost at most this share per lane to be worth its memory
 _MEMORY_SHARE: Final = 0.4  # of what is free
+_PRODUCTS: Final = 5  # matrix products that are timed
 
 _log = logging.getLogger(__name__)
 
@@ -88,6 +90,20 @@ def timed(group: Sequence[Planned], device: torch.device) -> Clock:
     with contextlib.suppress(Clock.Enough):
         procedure.execute(width, [planned.run for planned in group], Recorder(width))
     return clock
+
+
+def product_speed(device: torch.device) -> float:
+    """Return floating-point operations a second of large float32 matrix products, measured."""
+    size = 4096 if device.type == "cuda" else 1024
+    matrix = torch.ones(size, size, device=device)
+    best = math.inf
+    for _ in range(_PRODUCTS):
+        began = time.perf_counter()
+        matrix @ matrix
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return float(2 * size**3 / best)
 
 
 def _knowledge(batch: Batch, device: torch.device) -> _Knowledge:

@@ -213,6 +213,36 @@ def test_the_ends_of_other_scales_train(name: str, scale: str, tmp_path: Path) -
     written(tmp_path, name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, scale in SCALES if scale == "paper"])
+def test_smallest_and_largest_models_of_the_paper_scale_train(name: str, tmp_path: Path) -> None:
+    suite = made(name, "paper")
+    by_model: dict[tuple[Any, ...], dict[float, Planned]] = {}
+    for planned in suite.runs:
+        procedure = planned.run.procedure
+        model = getattr(procedure, "model", getattr(procedure, "features", procedure))
+        kind = (procedure.name, getattr(model, "name", getattr(model, "kind", "")))
+        by_model.setdefault(kind, {}).setdefault(_size(model), planned)
+    ends = [short(each[end(each)]) for each in by_model.values() for end in (min, max)]
+    few = {planned.run.run_id: planned for planned in map(_few_nets, ends)}
+    store = carried_out(list(few.values()), suite, tmp_path)
+    statuses = store.statuses()
+    assert {statuses[run_id] for run_id in few} <= {"done", "diverged"}
+
+
+def _size(model: Any) -> float:
+    width, depth = getattr(model, "width", None) or 1, getattr(model, "depth", None) or 1
+    return float(width * depth)
+
+
+def _few_nets(planned: Planned) -> Planned:
+    """The run with two networks where it is about many: their size is what is tried."""
+    fields = type(planned.run.procedure).model_fields
+    fewer = {key: 2 for key in ("nets", "experiments") if key in fields}
+    procedure = planned.run.procedure.replace(**fewer) if fewer else planned.run.procedure
+    return Planned(Run(procedure, planned.run.seed), planned.labels)
+
+
 def _labels(planned: Planned) -> dict[str, Any]:
     return {f"label.{name}": value for name, value in planned.labels.items()}
 

@@ -78,19 +78,21 @@ def cell(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return `42 s`, `3 m 20 s` or `6 h 40 m`."""
+    """Return `42 s`, `3 m 20 s`, `6 h 40 m` or `1,200 h`."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} m {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} m"
+    if whole < 360_000:
+        return f"{whole // 3600} h {whole % 3600 // 60} m"
+    return f"{whole // 3600:,} h"
 
 
 def size(num_bytes: float) -> str:
     """Return a size in the unit that suits it."""
     for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
+        if num_bytes < 999.5:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.3g} TB"

@@ -56,6 +56,7 @@ def plan(
         "wall_seconds": cost.wall_seconds,
         "gpu_hours": cost.gpu_hours,
         "disk_bytes": cost.disk_bytes,
+        "runs_counted": cost.counted,
         "runs_without_estimate": cost.unknown,
     }
     if as_json:
@@ -92,7 +93,7 @@ def _counts(
     return rows, to_do(runs, statuses), means
 
 
-_BOOKKEEPING = ("phase", "arm", "trial", "study")
+_BOOKKEEPING = ("phase", "arm", "trial")
 _MOST_ROWS = 30
 
 
@@ -100,7 +101,12 @@ def _count_rows(runs: Sequence[Planned], statuses: dict[str, str]) -> list[dict[
     """Return a row a case with counts; where cases are many, those of the last axes are summed."""
     groups: dict[tuple[str, ...], Counter[str]] = {}
     for planned in runs:
-        names = tuple(str(v) for k, v in planned.labels.items() if k not in _BOOKKEEPING)
+        # A number of a `study` is that of a repeated search; a suite's own studies have names.
+        names = tuple(
+            str(value)
+            for key, value in planned.labels.items()
+            if key not in _BOOKKEEPING and (key != "study" or isinstance(value, str))
+        )
         status = statuses.get(planned.run.run_id, "")
         counter = groups.setdefault(names, Counter())
         counter["runs"] += 1
@@ -154,6 +160,13 @@ def _print_plan(
         return
     if cost.problem:
         output.print(f"some runs could not be measured: {cost.problem}", markup=False)
+    if cost.counted:
+        from raybench.estimate import COUNTED_SHARE
+
+        output.print(
+            f"{cost.counted:,} runs: time of their counted operations, at {COUNTED_SHARE:g} of the "
+            "speed of matrix products here"
+        )
     if cost.unknown:
         output.print(f"{cost.unknown:,} runs are not in the times below")
     if math.isnan(cost.seconds):
@@ -161,12 +174,19 @@ def _print_plan(
         return
     output.print(
         f"about {duration(cost.wall_seconds)} on {os.cpu_count()} cores here "
-        f"({duration(cost.seconds)} of one core, {cost.gpu_hours:.3g} GPU-h), "
-        f"{size(cost.disk_bytes)} of results; "
-        f"from {cost.measured} of {cost.keys} shapes measured at up to {cost.lanes} lanes"
+        f"({duration(cost.seconds)} of one core, {_hours(cost.gpu_hours)} GPU-h), "
+        f"{size(cost.disk_bytes)} of results"
     )
+    if cost.measured:
+        output.print(
+            f"from {cost.measured} of {cost.keys} shapes measured at up to {cost.lanes} lanes"
+        )
     if made.resources.gpu and not cost.on_gpu:
         output.print("measured without a GPU, which the suite asks for: one will be faster")
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.3g}" if hours < 100 else f"{hours:,.0f}"
 
 
 def _later(made: Suite) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, NamedTuple, final
 
@@ -28,6 +29,15 @@ class Task(NamedTuple):
     inputs: tuple[int, ...]
     outputs: int
     classes: int
+
+
+class Shape(NamedTuple):
+    """What is known of a set before it is loaded: shape of a row, classes, rows of its parts."""
+
+    row: tuple[int, ...]
+    classes: int
+    train: int
+    test: int
 
 
 class Pool(NamedTuple):
@@ -109,6 +119,22 @@ class Data(Spec, ABC):
     def missing(self) -> str | None:
         """Return why the rows would have to be fetched first, or None if they are at hand."""
         return None
+
+    def shape(self) -> Shape | None:
+        """Return what is known of the set without loading it; None if nothing is."""
+        return None
+
+    @final
+    def expected(self) -> tuple[Task, dict[str, int]] | None:
+        """Return the task and the rows of each split without loading the set, if they are known."""
+        shape = self.shape()
+        if shape is None:
+            return None
+        outputs = math.prod(shape.row) if self.target == "input" else shape.classes
+        task = Task(shape.row, outputs, 0 if self.target == "input" else shape.classes)
+        train = min(shape.train - self.valid, self.train or shape.train)
+        test = min(shape.test, shape.test if self.test is None else self.test)
+        return task, {"train": train, "valid": self.valid, "test": test}
 
     @final
     def draw(self, seed: Seed) -> Dataset:

@@ -6,12 +6,13 @@ Loading is split in three: `_parts` finds the rows, `_pixels` and `_numbers` mak
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from raybench.data.base import Data, Pool
+from raybench.data.base import Data, Pool, Shape
 from raybench.errors import MissingError, RaybenchError, UnavailableError, suggest
 from raybench.rng import Seed
 
@@ -75,6 +76,9 @@ class Hub(Data):
     dropped, and if one of them has colour all become RGB. Loaded once per process.
     """
 
+    published: ClassVar[Shape | None] = None
+    """What is known of the images of the set that an entry names."""
+
     path: HubId
     config: Config = None
     train_split: Split = "train"
@@ -94,6 +98,17 @@ class Hub(Data):
         # Equal for all entries and splits that read the same rows, so they share one pool.
         source = Hub.model_construct(own, **{field: getattr(self, field) for field in own})
         return _loaded_once(source, os.environ.get(FOLDER))
+
+    def shape(self) -> Shape | None:
+        """Return the published numbers, if it is the published set."""
+        known, entry = self.published, type(self)
+        same = all(
+            getattr(self, field) == entry.model_fields[field].default
+            for field in ("path", "config", "train_split", "test_split")
+        )
+        if known is None or not same:
+            return None
+        return known._replace(row=(math.prod(known.row),)) if self.layout == "flat" else known
 
     def require(self) -> None:
         """Ask for the libraries of the extra `data`."""
@@ -119,6 +134,7 @@ class Hub(Data):
 class Mnist(Hub):
     """70,000 handwritten digits, 1 x 28 x 28, 10 classes (LeCun et al. 1998)."""
 
+    published = Shape((1, 28, 28), 10, 60_000, 10_000)
     path: HubId = "ylecun/mnist"
     input: Input = "image"
     mean: Mean = (0.1307,)
@@ -128,6 +144,7 @@ class Mnist(Hub):
 class FashionMnist(Hub):
     """70,000 pictures of clothes, 1 x 28 x 28, 10 classes (Xiao et al. 2017)."""
 
+    published = Shape((1, 28, 28), 10, 60_000, 10_000)
     path: HubId = "zalando-datasets/fashion_mnist"
     input: Input = "image"
     mean: Mean = (0.2860,)
@@ -137,6 +154,7 @@ class FashionMnist(Hub):
 class Cifar10(Hub):
     """60,000 photographs, 3 x 32 x 32, 10 classes (Krizhevsky 2009)."""
 
+    published = Shape((3, 32, 32), 10, 50_000, 10_000)
     path: HubId = "uoft-cs/cifar10"
     input: Input = "img"
     mean: Mean = (0.4914, 0.4822, 0.4465)
@@ -146,6 +164,7 @@ class Cifar10(Hub):
 class Cifar100(Hub):
     """60,000 photographs, 3 x 32 x 32, 100 classes (Krizhevsky 2009)."""
 
+    published = Shape((3, 32, 32), 100, 50_000, 10_000)
     path: HubId = "uoft-cs/cifar100"
     input: Input = "img"
     label: Label = "fine_label"
@@ -156,6 +175,7 @@ class Cifar100(Hub):
 class SVHN(Hub):
     """99,289 photographs of house numbers, 3 x 32 x 32, 10 classes (Netzer et al. 2011)."""
 
+    published = Shape((3, 32, 32), 10, 73_257, 26_032)
     path: HubId = "ufldl-stanford/svhn"
     config: Config = "cropped_digits"
     input: Input = "image"

@@ -36,6 +36,13 @@ class Procedure(Spec, ABC):
         """Return what the time of a step depends on: lanes measured once serve all equal forms."""
         return self.batch_form
 
+    def operations(self) -> float | None:
+        """Return about how many floating-point operations a run takes; None if that is not known.
+
+        From shapes alone: what tells the cost of runs whose data are not at hand.
+        """
+        return None
+
     @abstractmethod
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Carry out the runs, one in each lane, and record what they measure.

@@ -5,6 +5,7 @@ Lee et al. 2018, "Deep neural networks as Gaussian processes" (arXiv:1711.00165)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -18,7 +19,7 @@ from raybench.errors import RaybenchError
 from raybench.lanes import Lanes
 from raybench.procedures.base import Procedure
 from raybench.procedures.feed import Feed
-from raybench.procedures.nngp import FUNCTIONS, Nonlinearity, recursion
+from raybench.procedures.nngp import FUNCTIONS, PER_PAIR, Nonlinearity, recursion
 from raybench.record import Recorder
 from raybench.rng import stream
 from raybench.spec import Hyper, Run
@@ -65,6 +66,16 @@ class Kernel(_Wide):
     nets: int = Field(default=16, ge=1)
     """Networks of one run, each with one output."""
 
+    def operations(self) -> float | None:
+        """Count the nets' layers and their kernels."""
+        expected = self.data.expected()
+        if expected is None:
+            return None
+        task, rows = expected
+        n, inputs = rows["train"], math.prod(task.inputs)
+        layers = inputs * self.width + (self.depth - 1) * self.width**2
+        return float(self.nets * 2 * n * (layers + n * self.width))
+
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Draw the nets one after the other, each for all runs at once."""
         specs = lanes.stack([run.procedure for run in runs])
@@ -104,6 +115,21 @@ class GaussianProcess(_Wide):
     """Of the kernel and its factorization."""
     noise: Hyper = Field(default=1e-3, gt=0)
     """Added to the diagonal of the kernel of the training rows."""
+
+    def operations(self) -> float | None:
+        """Count the kernel of all rows and the factorization of that of the training rows."""
+        expected = self.data.expected()
+        if expected is None:
+            return None
+        task, rows = expected
+        n, m, inputs = rows["train"], rows["test"], math.prod(task.inputs)
+        pairs = (n + m) ** 2
+        return float(
+            2 * pairs * inputs
+            + self.depth * pairs * PER_PAIR[self.activation]
+            + n**3 / 3
+            + n**2 * m
+        )
 
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Solve for the means and variances of the test rows."""

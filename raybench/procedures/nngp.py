@@ -24,6 +24,9 @@ FUNCTIONS: Final[dict[Nonlinearity, Callable[[Tensor], Tensor]]] = {
 _NODES: Final = 160
 _TERMS: Final = 96
 
+PER_PAIR: Final[dict[Nonlinearity, int]] = {"relu": 60, "erf": 40, "tanh": 3 * _TERMS}
+"""About how many operations `expected` takes for a pair of rows."""
+
 
 def recursion(
     x: Tensor, activation: Nonlinearity, depth: int, weight_variance: Rate, bias_variance: Rate

@@ -129,6 +129,19 @@ class Solve(Procedure):
         """Ask the data set."""
         return self.data.missing()
 
+    def operations(self) -> float | None:
+        """Count the features of all rows and the factorization of those trained on."""
+        expected = self.data.expected()
+        if expected is None:
+            return None
+        task, rows = expected
+        inputs = math.prod(task.inputs)
+        width, n = self.features.width or inputs, rows["train"]
+        drawn = 0 if self.features.kind == "linear" else 2 * inputs * width * sum(rows.values())
+        # QR of the tall side, then the inverse of its triangle.
+        low, high = sorted((n, width))
+        return float(drawn + 2 * high * low**2 + low**3)
+
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Solve the runs, those of one seed after one another."""
         seeds: dict[Seed, list[int]] = {}

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from raybench.data import DATA, Data
 from raybench.lanes import Lanes, Params
-from raybench.models import MODELS, Model
+from raybench.models import MODELS, Model, operations
 from raybench.optim import OPTIMIZERS, SCHEDULES, ForeignOptimizer, Optimizer, Schedule
 from raybench.optim.schedules import Constant
 from raybench.probes import PROBES, Probe
@@ -78,6 +78,20 @@ class Train(Procedure):
         foreign = isinstance(self.optimizer, ForeignOptimizer)
         kept = {k: v for k, v in self.batch_form.items() if k not in ("schedule", "steps")}
         return {**kept, "optimizer": self.optimizer.batch_form if foreign else None}
+
+    def operations(self) -> float | None:
+        """Count three forward passes for each row of each step, one for each row measured."""
+        expected = self.data.expected()
+        if expected is None:
+            return None
+        task, rows = expected
+        batch = min(self.batch_size or rows["train"], rows["train"])
+        epoch = max(rows["train"] // batch if self.drop_last else -(-rows["train"] // batch), 1)
+        total = self.steps.resolve(epoch)
+        measured = rows | {"train": min(self.record.train_rows or rows["train"], rows["train"])}
+        recordings = len(self.record.at.steps(total, epoch))
+        passes = 3 * total * batch + recordings * sum(measured[split] for split in self.record.on)
+        return passes * operations.forward(self.model, task.inputs, task.outputs)
 
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Train the runs side by side."""
