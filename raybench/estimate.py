@@ -105,7 +105,7 @@ def estimate(
     else:
         # What follows the search is like what is searched.
         seconds *= runs / len(todo)
-        unknown = round(unknown * runs / len(todo))
+        unknown, counted = (round(some * runs / len(todo)) for some in (unknown, counted))
     each = _BYTES_PER_RUN + _BYTES_PER_NUMBER * _NUMBERS_PER_RECORDING * recordings
     return Estimate(
         seconds=seconds,
