@@ -118,6 +118,7 @@ class Lanes:
 
     Attributes:
         lifted: whether stacked values have a leading axis K; not so for one lane that is not exact.
+        fused: whether they do and are worked on together.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class Lanes:
         self.clock = clock or Clock()
         self._exact = dtype == torch.float64 if exact is None else exact
         self.lifted = size > 1 or self._exact
+        self.fused = self.lifted and not self._exact
 
     def stack(self, values: Sequence[T]) -> T:
         """Return one value that holds K: tensors gain a leading axis K, and move to the device.
@@ -184,7 +186,7 @@ class Lanes:
         return blocked
 
     def grad(
-        self, loss: Callable[..., tuple[Tensor, Any]]
+        self, loss: Callable[..., tuple[Tensor, Any]], *, stacked: bool = False
     ) -> Callable[..., tuple[Params, Tensor, Any]]:
         """Lift the gradient of one run's loss with respect to its first argument.
 
@@ -193,12 +195,14 @@ class Lanes:
 
         Args:
             loss: `(params, *args) -> (loss, aux)` for one run.
+            stacked: whether `loss` is for K fused lanes already: it takes stacked values and
+                returns a loss for each, [K].
 
         Returns:
             `(params, *args) -> (gradients, loss [K], aux)`, everything stacked.
         """
         looped = self.lifted and self._exact
-        inner = loss if looped else self.map(loss)
+        inner = loss if looped or stacked else self.map(loss)
 
         def gradient(params: Params, *args: Any) -> tuple[Params, Tensor, Any]:
             leaves = {name: p.detach().requires_grad_() for name, p in params.items()}

@@ -80,7 +80,7 @@ class Feed:
         self._fixed = order == "fixed"
         self._whole: tuple[Tensor, Tensor] | None = None
         self._kept: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self._order = torch.empty(0)
+        self._order = self._rows = torch.empty(0)
         # The runs of a search have one seed: then a batch is gathered once and shown to all lanes.
         self._one_order = len({seed.of("order/epochs") for seed in seeds}) == 1
         self.restart()
@@ -112,7 +112,9 @@ class Feed:
             else:
                 while self._epoch < epoch:
                     self._next_epoch()
-                x, y = self._pool.chosen("train", self._order[..., start:end])
+                x, y = self._pool.chosen(
+                    "train", self._order[..., start:end], self._rows[..., start:end]
+                )
         if self._augmentations:
             x = self._lanes.map(
                 lambda rows, noise: augment(rows, self._augmentations, fold(noise, step))
@@ -174,11 +176,12 @@ class Feed:
             return
         draws = self._orders[:1] if self._one_order else self._orders
         orders = [torch.randperm(self.num_train, generator=draw) for draw in draws]
-        if not self._one_order:
+        if self._one_order:
+            order = orders[0].to(self._lanes.device)
+            self._order = order.expand(self._lanes.size, -1) if self._lanes.lifted else order
+        else:
             self._order = self._lanes.stack(orders)
-            return
-        order = orders[0].to(self._lanes.device)
-        self._order = order.expand(self._lanes.size, -1) if self._lanes.lifted else order
+        self._rows = self._pool.places("train", self._order)
 
 
 class _Pool:
@@ -214,7 +217,8 @@ class _Pool:
     def part(self, split: str, start: int, end: int | None) -> tuple[Tensor, Tensor]:
         """Return the rows and targets of a split from place `start` to `end`."""
         if not self._common[split]:
-            return self._take(split, slice(start, end))
+            part = slice(start, end)
+            return self._take(split, self._rows[split][..., part], part)
         if split not in self._kept:
             rows = self._rows[split][0] if self._lanes.lifted else self._rows[split]
             assert self._clean is not None
@@ -222,21 +226,35 @@ class _Pool:
         x, y = (values[start:end] for values in self._kept[split])
         return self._to_all(x, y) if self._lanes.lifted else (x, y)
 
-    def chosen(self, split: str, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows and targets at `places` of a split, [K, N] when stacked."""
-        if self._common[split] and places.dim() == 2 and places.stride(0) == 0:
+    def places(self, split: str, chosen: Tensor) -> Tensor:
+        """Return where the chosen ones of a split lie in the pool; both [K, N] when stacked."""
+        whole = self._rows[split]
+        if self._common[split] and chosen.dim() == 2 and chosen.stride(0) == 0:
+            return whole[0].index_select(0, chosen[0]).expand(chosen.shape)
+        return whole.gather(-1, chosen)
+
+    def chosen(
+        self, split: str, chosen: Tensor, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the chosen rows and targets of a split.
+
+        Args:
+            split: its name.
+            chosen: numbers within the split, [N], or [K, N] when stacked.
+            rows: what `places` says of them, if it was asked before.
+        """
+        rows = self.places(split, chosen) if rows is None else rows
+        if self._common[split] and rows.dim() == 2 and rows.stride(0) == 0:
             assert self._clean is not None
-            rows = self._rows[split][0].index_select(0, places[0])
-            return self._to_all(self._x.index_select(0, rows), self._clean.index_select(0, rows))
-        return self._take(split, places)
+            one = rows[0]
+            return self._to_all(self._x.index_select(0, one), self._clean.index_select(0, one))
+        return self._take(split, rows, chosen)
 
     def _to_all(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         # No copies: all lanes look at the same memory.
         return x.expand(self._lanes.size, *x.shape), y.expand(self._lanes.size, *y.shape)
 
-    def _take(self, split: str, chosen: Tensor | slice) -> tuple[Tensor, Tensor]:
-        whole = self._rows[split]
-        rows = whole[..., chosen] if isinstance(chosen, slice) else whole.gather(-1, chosen)
+    def _take(self, split: str, rows: Tensor, chosen: Tensor | slice) -> tuple[Tensor, Tensor]:
         x = self._at(self._x, rows) if self._shared else _pick(self._x, rows)
         if self._clean is not None:
             return x, self._at(self._clean, rows)
@@ -246,6 +264,8 @@ class _Pool:
         return x, _pick(y, chosen)
 
     def _at(self, values: Tensor, rows: Tensor) -> Tensor:
+        if rows.dim() == 1:
+            return values.index_select(0, rows)
         found = values.index_select(0, rows.reshape(-1))
         return found.reshape(*rows.shape, *values.shape[1:])
 

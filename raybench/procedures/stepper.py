@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from raybench.lanes import Lanes, Params
 from raybench.optim import ForeignOptimizer, Optimizer
@@ -96,12 +97,16 @@ class Stepper:
         return moved, (moved, own, made)
 
     def _join(self, tensors: Params) -> Tensor:
-        start = 1 if self._lanes.lifted else 0
-        return torch.cat([tensor.flatten(start) for tensor in tensors.values()], dim=-1)
+        if not self._lanes.lifted:  # in one call, which one lane feels
+            join: Callable[[list[Tensor]], Tensor] = _flatten_dense_tensors
+            return join(list(tensors.values()))
+        return torch.cat([tensor.flatten(1) for tensor in tensors.values()], dim=-1)
 
     def _split(self, flat: Tensor, like: Params) -> Params:
-        start = 1 if self._lanes.lifted else 0
-        sizes = [tensor.shape[start:].numel() for tensor in like.values()]
+        if not self._lanes.lifted:
+            split: Callable[[Tensor, list[Tensor]], tuple[Tensor, ...]] = _unflatten_dense_tensors
+            return dict(zip(like, split(flat, list(like.values())), strict=True))
+        sizes = [tensor.shape[1:].numel() for tensor in like.values()]
         parts = torch.split(flat, sizes, dim=-1)
         return {
             name: part.view(tensor.shape)
