@@ -48,6 +48,17 @@ def sizes(data: Data) -> tuple[int, ...]:
 # Digits.
 
 
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    rows, labels = load_digits(return_X_y=True)
+    data = build(DATA, {"name": "digits", "pixels": "unit"}, (), [])
+    assert isinstance(data, Data)
+    pool = data.pool(Seed(0))
+    assert torch.equal(pool.x, torch.from_numpy(rows / 16).float())
+    assert pool.y.tolist() == labels.tolist()
+
+
 def test_digits() -> None:
     pool = DATA["digits"]().pool(Seed(0))
     assert pool.x.shape == (1797, 64)

@@ -78,8 +78,12 @@ class RayExecutor:
         A batch whose process dies is retried; one that fails for good is reported as finished
         without its runs, with the reason.
         """
-        for resources in dict.fromkeys(batch.resources for batch in batches):
-            same = [batch for batch in batches if batch.resources == resources]
+        # By what Ray has to know of them: all others go through the same workers.
+        kinds: dict[tuple[float, float, int], list[Batch]] = {}
+        for batch in batches:
+            asked = batch.resources
+            kinds.setdefault((asked.cpu, asked.gpu, asked.retries), []).append(batch)
+        for same in kinds.values():
             self._check(same[0])
             self._tune(same, store, on_progress)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from raybench.data.base import Data, Pool
+from raybench.errors import MissingError
 from raybench.rng import Seed
 
 
@@ -38,9 +42,23 @@ class Digits(Data):
         return _load(self.layout, self.side, self.channels, self.pixels)
 
 
+def _table() -> NDArray[np.float64]:
+    """Return rows of 64 pixels from 0 to 16 and a label, [1797, 65], from scikit-learn's file.
+
+    scikit-learn itself is not imported: that takes each worker a second.
+    """
+    spec = find_spec("sklearn")
+    places = spec.submodule_search_locations if spec else None
+    if not places:
+        raise MissingError("data set digits needs scikit-learn: pip install scikit-learn")
+    with gzip.open(Path(places[0]) / "datasets" / "data" / "digits.csv.gz", "rt") as file:
+        return np.loadtxt(file, delimiter=",")
+
+
 @lru_cache(maxsize=4)
 def _load(layout: str, side: int, channels: int, pixels: str) -> Pool:
-    rows, labels = load_digits(return_X_y=True)
+    table = _table()
+    rows, labels = table[:, :-1], table[:, -1]
     if side != 8:
         images = torch.from_numpy(rows).reshape(-1, 1, 8, 8)
         rows = interpolate(images, size=(side, side), mode="bilinear").flatten(1).numpy()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from raybench.models.base import Model
 
@@ -19,6 +18,8 @@ def forward(model: Model, inputs: tuple[int, ...], outputs: int) -> float:
         inputs: shape of a row of numbers.
         outputs: number of outputs.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # takes a quarter of a second
+
     module = model.skeleton(inputs, outputs).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(torch.empty(1, *inputs, device="meta"))

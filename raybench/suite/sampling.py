@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-from scipy.stats import qmc
 
 from raybench.errors import Path, Problem, suggest
 
@@ -155,6 +154,8 @@ def points(
 def _unit_cube(method: str, trials: int, dim: int, seed: int) -> Sequence[Sequence[float]]:
     digest = hashlib.sha256(f"{seed}:search/{method}".encode()).digest()
     generator = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    if method in ("halton", "sobol"):
+        from scipy.stats import qmc  # which takes half a second to import
     if method == "halton":
         return list(qmc.Halton(dim, rng=generator).random(trials))
     if method == "sobol":
