@@ -1,0 +1,96 @@
+"""A process for each contestant: its memory is its own, and so is what it sets and starts."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+import torch
+
+from raybench.bench.contestants import CONTESTANTS, Timed
+from raybench.bench.memory import Watch
+from raybench.bench.workloads import Work
+from raybench.errors import RaybenchError
+
+_PATIENCE = 60.0  # seconds for a contestant to end what it has started
+
+
+class Seen(NamedTuple):
+    """One block of one contestant.
+
+    Attributes:
+        timed: what it took.
+        driver: most memory of its process, in bytes; None if not known.
+        workers: most memory of all that it started, in bytes; None if not known.
+    """
+
+    timed: Timed
+    driver: int | None
+    workers: int | None
+
+
+class Driver:
+    """A contestant in a process of its own, which starts with the first block.
+
+    Args:
+        name: a key of `CONTESTANTS`.
+        cores: that it may use.
+    """
+
+    def __init__(self, name: str, cores: int) -> None:
+        self._name = name
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, name, cores))
+        self._process.start()
+        theirs.close()
+
+    def block(self, work: Work, sample: int | None = None) -> Seen:
+        """Have a block carried out, or a sample of its runs.
+
+        Raises:
+            RaybenchError: the contestant failed; why is on standard error.
+        """
+        try:
+            self._pipe.send((work, sample))
+            seen: Seen = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise RaybenchError(
+                f"{self._name} failed on {work.workload}; its own message stands above. Leave it "
+                "out by naming the other peers with --peer"
+            ) from error
+        return seen
+
+    def close(self) -> None:
+        """End it, and what it has started."""
+        with contextlib.suppress(OSError):
+            self._pipe.send(None)
+        self._process.join(_PATIENCE)
+        if self._process.is_alive():
+            self._process.terminate()
+
+
+@contextlib.contextmanager
+def drivers(names: list[str], cores: int) -> Iterator[dict[str, Driver]]:
+    """Give a driver for each contestant; they end with the context."""
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(contextlib.closing(Driver(name, cores))) for name in names}
+
+
+def _serve(pipe: Connection, name: str, cores: int) -> None:
+    torch.set_num_threads(1)
+    with contextlib.suppress(KeyboardInterrupt, EOFError), contextlib.ExitStack() as stack:
+        # What peers print belongs beside the rows, not among them.
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        contestant = None
+        while (order := pipe.recv()) is not None:
+            if contestant is None:
+                contestant = CONTESTANTS[name](cores)
+                stack.callback(contestant.close)
+            with Watch() as watch:
+                timed = contestant.block(*order)
+            pipe.send(Seen(timed, watch.driver, watch.workers))
