@@ -333,9 +333,16 @@ def test_a_contestant_that_fails_is_named(capfd: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.ray
-def test_all_contestants_are_measured_on_the_same_runs(tmp_path: Path) -> None:
-    names = bench.chosen(None, silent)
-    assert {*CONTESTANTS} - {"optuna"} <= {*names}
+@pytest.mark.parametrize(
+    "peers",
+    [
+        pytest.param(("joblib", "loop"), id="without Ray Tune"),
+        pytest.param(None, id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_contestants_are_measured_on_the_same_runs(peers: tuple[str, ...] | None) -> None:
+    names = bench.chosen(peers, silent)
+    assert peers or {*CONTESTANTS} - {"optuna"} <= {*names}
     notes: list[str] = []
     rows = bench.measure(
         [Case("mlp_16", 3, 12)],

@@ -26,8 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raybench.errors import Problem
 from raybench.lanes import Lanes
-from raybench.procedures import PROCEDURES, Train
+from raybench.procedures import PROCEDURES
 from raybench.procedures.feed import Extent, Feed
+from raybench.procedures.train import Train
 from raybench.quadratic import root
 from raybench.rng import Seed, stream
 from raybench.tables import build

@@ -38,8 +38,8 @@ def ratio(seen: Sequence[Timed], of: Sequence[Timed]) -> Interval:
     pairs = zip(seen, of, strict=True)
     logs = [math.log((a.seconds / a.runs) / (b.seconds / b.runs)) for a, b in pairs]
     found = mean_interval(logs, method="t")
-    ends = (math.exp(end) for end in (found.mean, found.low, found.high))
-    return Interval(*ends, found.n, found.method)
+    mean, low, high = (math.exp(end) for end in (found.mean, found.low, found.high))
+    return Interval(mean, low, high, found.n, found.method)
 
 
 def rows(

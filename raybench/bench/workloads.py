@@ -116,7 +116,7 @@ def cases(workloads: Sequence[str], steps: Sequence[int], runs: int | None) -> l
     found = [
         Case(name, length, runs or _runs(name, length))
         for name in workloads or DEFAULTS
-        for length in steps or [None]
+        for length in steps or (None,)
     ]
     return list(dict.fromkeys(found))
 
