@@ -259,7 +259,7 @@ def test_rows_say_what_a_run_takes_beyond_its_loop() -> None:
     assert plain["overhead ms"] == pytest.approx(0)
     assert ours["runs/s"] == pytest.approx(100)
     assert (ours["start s"], ours["store MB"], ours["driver MB"]) == (3.0, 2.0, 100.0)
-    assert (joblib["start s"], joblib["store MB"], joblib["workers MB"]) == (None, None, None)
+    assert (joblib["start s"], joblib["store MB"], joblib["workers MB"]) == (0.0, None, None)
     assert ours["peak %"] == pytest.approx(100 * 1e8 / 1.5e9)
     assert plain["peak %"] == pytest.approx(100 * 5e7 / 1e9)
     one = tally.rows(Case("mlp_16", 1, 10), 1, 2, seen, None)

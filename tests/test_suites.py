@@ -104,8 +104,9 @@ def written(root: Path, suite: str) -> None:
     for verb in ("figures", "report"):
         done = runner.invoke(app, [verb, str(root), "--suite", suite])
         assert done.exit_code == 0, (done.output, done.exception)
-    verified = runner.invoke(app, ["verify", str(root), "--suite", suite])
-    assert verified.exit_code in (0, 8), (verified.output, verified.exception)
+    if any(figure.claims for figure in figures_for(suite).values()):
+        verified = runner.invoke(app, ["verify", str(root), "--suite", suite])
+        assert verified.exit_code in (0, 8), (verified.output, verified.exception)
     (report,) = (root / suite).glob("report-*.html")
     text = report.read_text(encoding="utf-8")
     for figure in figures_for(suite).values():

@@ -12,7 +12,7 @@ from raybench.bench import loop, peak, tally
 from raybench.bench.contestants import ALONE, CONTESTANTS
 from raybench.bench.driver import Driver, Seen, drivers
 from raybench.bench.markdown import load, table
-from raybench.bench.workloads import Case, cases
+from raybench.bench.workloads import WARM_UP, Case, cases
 from raybench.errors import MissingError, UsageError, suggest
 
 PEERS: Final = tuple(name for name in CONTESTANTS if not name.startswith("raybench"))
@@ -85,22 +85,20 @@ def measure(
     rows: list[dict[str, Any]] = []
     with drivers([*contestants], cores) as started:
         for case in found:
-            (one,) = case.work(0)._replace(runs=1).sample(1)[:1]
-            length = loop.length(one)
-            seen = _turns(case, length, started, blocks, sample, seconds, note)
-            rows += tally.rows(case, length, cores, seen, (loop.flops(one), most))
+            seen = _turns(case, started, blocks, sample, seconds, note)
+            rows += tally.rows(case, case.length, cores, seen, (loop.flops(case.first), most))
     return rows
 
 
 def _turns(
     case: Case,
-    length: int,
     started: dict[str, Driver],
     blocks: int,
     sample: int | None,
     seconds: float,
     note: Callable[[str], None],
 ) -> dict[str, list[Seen]]:
+    length = case.length
     what = f"{case.workload}, {length:,} step{'s' * (length > 1)}"
     sizes: dict[str, int | None] = {}
     for name, driver in started.items():
@@ -125,8 +123,8 @@ def _turns(
 
 def _affordable(driver: Driver, case: Case, seconds: float) -> int:
     """Return how many runs a contestant carries out in so many seconds, by a few that warm it."""
-    least = 2 * _cores()
-    timed = driver.block(case.work(0), least).timed
+    least = _cores()
+    timed = driver.block(case.work(WARM_UP), least).timed
     return max(least, min(math.ceil(seconds * timed.runs / timed.seconds), case.runs))
 
 

@@ -35,14 +35,14 @@ class Timed(NamedTuple):
     Attributes:
         seconds: on the wall, without what was started first.
         runs: how many it carried out.
-        start: seconds for what was started first; None where that is not told apart.
+        start: seconds for what was started first.
         stored: bytes of its results on disk; None where it keeps none.
         diverged: runs that diverged, as far as the contestant tells.
     """
 
     seconds: float
     runs: int
-    start: float | None = None
+    start: float = 0.0
     stored: int | None = None
     diverged: int = 0
 
@@ -68,9 +68,7 @@ class Raybench(Contestant):
 
     def __init__(self, cores: int) -> None:
         super().__init__(cores)
-        began = time.perf_counter()
         self._executor = self._held.enter_context(closing(connect(cpus=cores)))
-        self._starting = time.perf_counter() - began
 
     def block(self, work: Work, sample: int | None) -> Timed:
         """Carry out all of the runs, after a small batch on each worker."""
@@ -84,7 +82,7 @@ class Raybench(Contestant):
             seconds = time.perf_counter() - began - warm.seconds
             counted.check(outcome.executed)
             stored = _size(Path(folder) / suite.name)
-        return counted.timed(seconds, self._starting + warm.seconds, stored)
+        return counted.timed(seconds, warm.seconds, stored)
 
 
 class _WarmedUp:
@@ -141,7 +139,7 @@ class RaybenchAlone(Contestant):
             seconds = time.perf_counter() - began
             stored = _size(store.folder)
         counted.check(sum(len(batch.runs) for batch in made))
-        return counted.timed(seconds, None, stored)
+        return counted.timed(seconds, 0.0, stored)
 
 
 class _Counted:
@@ -164,7 +162,7 @@ class _Counted:
         if ended != runs:
             raise RuntimeError(f"of {runs} runs: {dict(self._statuses)} {dict(self._reasons)}")
 
-    def timed(self, seconds: float, start: float | None, stored: int) -> Timed:
+    def timed(self, seconds: float, start: float, stored: int) -> Timed:
         runs = sum(self._statuses.values())
         return Timed(seconds, runs, start, stored, self._statuses["diverged"])
 

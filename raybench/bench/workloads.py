@@ -79,9 +79,14 @@ class Case:
         return Work(self.workload, self.runs, self.steps, block)
 
     @property
+    def first(self) -> Trial:
+        """One of its runs that is in no figure."""
+        return self.work(WARM_UP)._replace(runs=1).sample(1)[0]
+
+    @property
     def length(self) -> int:
         """Steps of a run."""
-        return loop.length(self.work(WARM_UP)._replace(runs=1).sample(1)[0])
+        return loop.length(self.first)
 
 
 @lru_cache(maxsize=1)

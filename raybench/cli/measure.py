@@ -57,7 +57,8 @@ def bench(  # noqa: PLR0913  (each is an option of the command)
     """Measure raybench beside its peers, on the same runs and in turns.
 
     Each contestant has a process of its own, and each block has fresh runs. What a contestant
-    starts before its first run (Ray, processes, imports) is in `start s` and in no other number.
+    starts before its first run (Ray, workers and their imports) is in `start s` and in no other
+    number. Takes about ten minutes on two idle cores; give --workload for less.
 
     Peers carry out plain PyTorch loops with the same weights, rows, steps and measurements:
 
