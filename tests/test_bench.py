@@ -154,9 +154,20 @@ def test_blocks_have_runs_of_their_own(name: str) -> None:
     assert len(set().union(*ids)) == 24
 
 
-def test_a_sample_is_spread_over_the_runs_and_crosses_as_plain_values() -> None:
+@pytest.mark.parametrize("name", ["mlp_16", "quadratic_deep"])
+def test_a_sample_holds_runs_of_its_block_of_all_arms_alike(name: str) -> None:
+    work = Work(name, 40, None, block=1)
+    sample = work.sample(8)
+    whole = [workloads.trial(planned) for planned in drawn(work)]
+    assert len({repr(trial) for trial in sample}) == 8
+    assert {repr(trial) for trial in sample} < {repr(trial) for trial in whole}
+    shares = {t.optimizer: sum(u.optimizer == t.optimizer for u in sample) for t in whole}
+    assert set(shares.values()) == ({8} if name == "mlp_16" else {2})
+
+
+def test_a_sample_crosses_as_plain_values() -> None:
     work = Work("mlp_16", 10, 5, block=2)
-    assert [trial.seed[0] for trial in work.sample(4)] == [2_000_000 + k for k in (0, 2, 5, 7)]
+    assert [trial.seed[0] for trial in work.sample(4)] == [2_000_000 + k for k in range(4)]
     assert len(work.sample(99)) == 10
     crossed = json.loads(json.dumps([trial._asdict() for trial in work.sample(1)]))
     assert loop.carry_out(loop.Trial(**crossed[0])) == loop.carry_out(work.sample(1)[0])

@@ -122,10 +122,13 @@ def _turns(
 
 
 def _affordable(driver: Driver, case: Case, seconds: float) -> int:
-    """Return how many runs a contestant carries out in so many seconds, by a few that warm it."""
-    least = _cores()
-    timed = driver.block(case.work(WARM_UP), least).timed
-    return max(least, min(math.ceil(seconds * timed.runs / timed.seconds), case.runs))
+    """Return how many runs a contestant carries out in so many seconds, by some that warm it."""
+    count = least = _cores()
+    while True:
+        timed = driver.block(case.work(WARM_UP), count).timed
+        if timed.seconds > seconds / 4 or count >= case.runs:
+            return max(least, min(math.ceil(seconds * timed.runs / timed.seconds), case.runs))
+        count *= 8  # what it does once still outweighs its runs
 
 
 def _cores() -> int:

@@ -60,8 +60,9 @@ class Work(NamedTuple):
         return load(source(), self.workload, overrides)
 
     def sample(self, size: int) -> list[Trial]:
-        """Return `size` of the runs, evenly spread, as a plain loop is told of them."""
-        drawn = distinct(self.suite().runs)
+        """Return `size` of the runs, of all arms alike, as a plain loop is told of them."""
+        # The first runs of a smaller suite are those of a larger one.
+        drawn = distinct(self._replace(runs=min(size, self.runs)).suite().runs)
         count = min(size, len(drawn))
         return [trial(drawn[len(drawn) * i // count]) for i in range(count)]
 

@@ -46,7 +46,11 @@ def bench(  # noqa: PLR0913  (each is an option of the command)
         typer.Option(help="Runs of a block that a peer carries out; default: by --seconds."),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(help="About so long may a peer take for its part of a block.")
+        float,
+        typer.Option(
+            help="About so long may a peer take for its part of a block; what it does once, "
+            "whatever the number of runs, weighs less in longer ones."
+        ),
     ] = 2.0,
     markdown: Annotated[
         Path | None,
