@@ -255,7 +255,7 @@ def test_rows_say_what_a_run_takes_beyond_its_loop() -> None:
         "raybench_alone": blocks(0.3, 0.3),
         "loop": blocks(0.2, 0.2),
     }
-    made = tally.rows(Case("mlp_16", 5, 10), 5, 2, seen, (1e6, Peak(1e9, 1.5e9)))
+    made = tally.rows(Case("mlp_16", 5, 10), 5, 2, seen, 1e6, Peak(1e9, 1.5e9))
     rows = {row["contestant"]: row for row in made}
     ours, joblib = rows["raybench"], rows["joblib, a loop a core"]
     alone, plain = rows["raybench, one lane"], rows["plain loop"]
@@ -273,16 +273,18 @@ def test_rows_say_what_a_run_takes_beyond_its_loop() -> None:
     assert (joblib["start s"], joblib["store MB"], joblib["workers MB"]) == (0.0, None, None)
     assert ours["peak %"] == pytest.approx(100 * 1e8 / 1.5e9)
     assert plain["peak %"] == pytest.approx(100 * 5e7 / 1e9)
-    one = tally.rows(Case("mlp_16", 1, 10), 1, 2, seen, None)
+    one = tally.rows(Case("mlp_16", 1, 10), 1, 2, seen, 1e6, Peak(1e9, 1.5e9))
     assert one[0]["overhead ms"] == pytest.approx(10)
-    assert one[0]["peak %"] is None
     del seen["raybench_alone"], seen["loop"]
-    assert tally.rows(Case("mlp_16", 5, 10), 5, 2, seen, None)[0]["overhead ms"] is None
+    assert (
+        tally.rows(Case("mlp_16", 5, 10), 5, 2, seen, 1e6, Peak(1e9, 1.5e9))[0]["overhead ms"]
+        is None
+    )
 
 
 def test_a_dated_table_says_what_it_was_measured_on() -> None:
     seen = {"raybench": blocks(0.1, 0.1)}
-    rows = tally.rows(Case("mlp_16", 5, 10), 5, 2, seen, None)
+    rows = tally.rows(Case("mlp_16", 5, 10), 5, 2, seen, 1e6, Peak(1e9, 1.5e9))
     text = bench.table(rows, "1.0 to 2.0")
     (about, head, rule, row) = (line for line in text.splitlines() if line)
     assert f"torch {torch.__version__}" in about

@@ -86,7 +86,7 @@ def measure(
     with drivers([*contestants], cores) as started:
         for case in found:
             seen = _turns(case, started, blocks, sample, seconds, note)
-            rows += tally.rows(case, case.length, cores, seen, (loop.flops(case.first), most))
+            rows += tally.rows(case, case.length, cores, seen, loop.flops(case.first), most)
     return rows
 
 
@@ -114,7 +114,7 @@ def _turns(
             runs = (
                 f"{case.runs:,} runs"
                 if count is None or count >= case.runs
-                else (f"a sample of {count:,} of {case.runs:,} runs")
+                else f"a sample of {count:,} of {case.runs:,} runs"
             )
             note(f"{what}, block {block} of {blocks}: {runs} through {tally.WORDS[name]} ...")
             seen[name].append(started[name].block(case.work(block), count))

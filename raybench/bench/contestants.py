@@ -94,7 +94,7 @@ class _WarmedUp:
     def __init__(self, executor: Executor, suite: Suite) -> None:
         self._executor = executor
         self.slots = executor.slots
-        self._warm = _batches(suite, "warm_up", size=2)
+        self._warm = _batches(suite, "warm_up", size=2)[: self.slots]
         self.seconds = 0.0
 
     def run(

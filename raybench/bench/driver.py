@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 
@@ -17,7 +17,8 @@ from raybench.bench.memory import Watch
 from raybench.bench.workloads import Work
 from raybench.errors import RaybenchError
 
-_PATIENCE = 60.0  # seconds for a contestant to end what it has started
+_PATIENCE: Final = 60.0  # seconds for a contestant to start, or to end what it has started
+_READY: Final = "ready"
 
 
 class Seen(NamedTuple):
@@ -35,7 +36,7 @@ class Seen(NamedTuple):
 
 
 class Driver:
-    """A contestant in a process of its own, which starts with the first block.
+    """A contestant in a process of its own; what it needs is started with its first block.
 
     Args:
         name: a key of `CONTESTANTS`.
@@ -50,6 +51,10 @@ class Driver:
         self._process.start()
         theirs.close()
 
+    def wait(self) -> None:
+        """Return when its process has been started and has imported what it needs."""
+        self._pipe.poll(_PATIENCE)
+
     def block(self, work: Work, sample: int | None = None) -> Seen:
         """Have a block carried out, or a sample of its runs.
 
@@ -58,7 +63,8 @@ class Driver:
         """
         try:
             self._pipe.send((work, sample))
-            seen: Seen = self._pipe.recv()
+            while not isinstance(seen := self._pipe.recv(), Seen):
+                pass  # that it is ready
         except (EOFError, OSError) as error:
             raise RaybenchError(
                 f"{self._name} failed on {work.workload}; its own message stands above. Leave it "
@@ -79,11 +85,17 @@ class Driver:
 def drivers(names: list[str], cores: int) -> Iterator[dict[str, Driver]]:
     """Give a driver for each contestant; they end with the context."""
     with contextlib.ExitStack() as stack:
-        yield {name: stack.enter_context(contextlib.closing(Driver(name, cores))) for name in names}
+        found = {name: Driver(name, cores) for name in names}
+        for driver in found.values():
+            stack.callback(driver.close)
+        for driver in found.values():
+            driver.wait()  # imports would disturb the first measurements
+        yield found
 
 
 def _serve(pipe: Connection, name: str, cores: int) -> None:
     torch.set_num_threads(1)
+    pipe.send(_READY)
     with contextlib.suppress(KeyboardInterrupt, EOFError), contextlib.ExitStack() as stack:
         # What peers print belongs beside the rows, not among them.
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))

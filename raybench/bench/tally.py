@@ -47,7 +47,8 @@ def rows(
     length: int,
     cores: int,
     blocks: Mapping[str, Sequence[Seen]],
-    work: tuple[float, Peak] | None,
+    flops: float,
+    peak: Peak,
 ) -> list[dict[str, Any]]:
     """Return a row for each contestant.
 
@@ -56,7 +57,8 @@ def rows(
         length: steps of a run.
         cores: that contestants used which are not alone.
         blocks: by contestant, in pairs.
-        work: floating-point operations of a run, and the machine's peak; None if not measured.
+        flops: floating-point operations of a run.
+        peak: of the machine.
     """
     loop = _milliseconds(blocks["loop"]) if "loop" in blocks else None
     found = []
@@ -81,13 +83,9 @@ def rows(
             "driver MB": _megabytes(s.driver for s in seen),
             "workers MB": _megabytes(s.workers for s in seen),
             "store MB": _megabytes(s.timed.stored for s in seen),
-            "peak %": None,
+            "peak %": 100 * flops * 1000 / each / (peak.one if own == 1 else peak.all),
             "diverged": sum(s.timed.diverged for s in seen) or None,
         }
-        if work is not None:
-            flops, peak = work
-            rate = flops / (each / 1000)
-            row["peak %"] = 100 * rate / (peak.one if own == 1 else peak.all)
         found.append(row)
     return found
 
