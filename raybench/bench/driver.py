@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import sys
@@ -97,6 +98,8 @@ def _serve(pipe: Connection, name: str, cores: int) -> None:
     torch.set_num_threads(1)
     pipe.send(_READY)
     with contextlib.suppress(KeyboardInterrupt, EOFError), contextlib.ExitStack() as stack:
+        # Where libraries clean up, and multiprocessing ends a process without it.
+        stack.callback(atexit._run_exitfuncs)
         # What peers print belongs beside the rows, not among them.
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         contestant = None
