@@ -35,7 +35,7 @@ format: $(STAMP)  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)  ## runs per second, beside naive Ray Tune and plain loops
+bench: $(STAMP)  ## runs per second, overhead and memory, beside Ray Tune, joblib and plain loops
 	$(BIN)/raybench bench
 
 wheel: $(STAMP)  ## build dist/*.whl

@@ -34,7 +34,7 @@ def scales(path: Path) -> list[str | None]:
 
 
 SCALES = [(name, scale) for name, path in bundled().items() for scale in scales(path)]
-SMALLEST = {"crowded_valley": "quick"}
+SMALLEST = {"crowded_valley": "quick", "selfbench": "one_step"}
 LAPTOP = [(n, scale) for n, scale in SCALES if scale in (None, SMALLEST.get(n, "laptop"))]
 OTHER = [pair for pair in SCALES if pair not in LAPTOP]
 TINY: Mapping[str, dict[str, Any]] = {
@@ -42,6 +42,7 @@ TINY: Mapping[str, dict[str, Any]] = {
     "double_descent_width": {"model.width": [4, 8, 16], "seeds": 2, "steps": "2it"},
     "width_sweep": {"model.width": [8, 16], "seeds": 1, "steps": "2it"},
     "optimizer_quick": {"tune.trials": 4, "tune.confirm.seeds": 2},
+    "selfbench": {"seeds": 2},
     "crowded_valley": {"tune.one_shot": 1, "tune.budgets": {"small": 2}, "tune.confirm.seeds": 1},
 }
 SAMPLED = ("ridgeless", "random_labels", "double_descent", "wide_limits")
@@ -103,8 +104,9 @@ def written(root: Path, suite: str) -> None:
     for verb in ("figures", "report"):
         done = runner.invoke(app, [verb, str(root), "--suite", suite])
         assert done.exit_code == 0, (done.output, done.exception)
-    verified = runner.invoke(app, ["verify", str(root), "--suite", suite])
-    assert verified.exit_code in (0, 8), (verified.output, verified.exception)
+    if any(figure.claims for figure in figures_for(suite).values()):
+        verified = runner.invoke(app, ["verify", str(root), "--suite", suite])
+        assert verified.exit_code in (0, 8), (verified.output, verified.exception)
     (report,) = (root / suite).glob("report-*.html")
     text = report.read_text(encoding="utf-8")
     for figure in figures_for(suite).values():
@@ -139,8 +141,9 @@ def test_scales_share_no_run(name: str) -> None:
     assert sum(map(len, ids)) == len(set().union(*ids))
 
 
-@pytest.mark.parametrize("name", bundled())
+@pytest.mark.parametrize("name", sorted({*bundled()} - {"selfbench"}))
 def test_claims_have_sources(name: str) -> None:
+    # selfbench is of no paper: `raybench bench` measures with it.
     assert name.replace("_", "-") in MODULES
     paper = read(bundled()[name]).values["paper"].removeprefix("arXiv:")
     claims = [claim for figure in figures_for(name).values() for claim in figure.claims]

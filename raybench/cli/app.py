@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from raybench.cli import browse, exchange, execute, forecast, inspect, present
+from raybench.cli import browse, exchange, execute, forecast, inspect, measure, present
 from raybench.cli.console import errors
 from raybench.errors import RaybenchError
 
@@ -34,7 +34,7 @@ _RUN, _SEE, _KNOW = "Run", "Results", "Look up"
 app.command("run", rich_help_panel=_RUN)(execute.run)
 app.command("plan", rich_help_panel=_RUN)(forecast.plan)
 app.command("validate", rich_help_panel=_RUN)(execute.validate)
-app.command("bench", rich_help_panel=_RUN)(execute.bench)
+app.command("bench", rich_help_panel=_RUN)(measure.bench)
 app.command("status", rich_help_panel=_SEE)(inspect.status)
 app.add_typer(inspect.runs, name="runs", rich_help_panel=_SEE)
 app.command("figures", rich_help_panel=_SEE)(present.figures)

@@ -1,4 +1,4 @@
-"""Verbs that carry out suites, or check them: run, validate, bench."""
+"""Verbs that carry out suites, or check them: run, validate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raybench.cli.console import LiveLine, errors, output, print_json, show
+from raybench.cli.console import LiveLine, errors, output, print_json
 from raybench.cli.forecast import plan, refuse_past_limits
 from raybench.cli.options import (
     Address,
@@ -209,36 +209,3 @@ def _validated(source: Source, label: str, lines: list[str]) -> list[dict[str, A
         except SuiteError as error:
             lines += [line for line in error.lines if line not in lines]
     return rows
-
-
-def bench(
-    workload: Annotated[
-        list[str] | None,
-        typer.Option(help="one_step or quadratic_deep; may be given twice. Default both."),
-    ] = None,
-    runs: Annotated[
-        int | None,
-        typer.Option(help="Runs of each through raybench; default 10000 and 1536."),
-    ] = None,
-    peers: Annotated[
-        int | None,
-        typer.Option(help="How many of them naive Ray Tune runs; default 20 and 16, 0: no peers."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure runs per second, beside naive Ray Tune (one trial a run) and plain PyTorch loops.
-
-    one_step is what a run costs that trains nothing; quadratic_deep is a benchmark's problem in
-    full: 100 epochs, measured after each. The plain loops, one a core, are there for the latter.
-
-    Examples:
-      raybench bench
-
-      raybench bench --workload one_step --runs 1000
-    """
-    from raybench.bench import known, measure
-
-    rows: list[dict[str, Any]] = []
-    for name in known(workload or ()):
-        rows += measure(name, runs, peers, note=lambda text: errors.print(text))
-    show(rows, as_json=as_json)
