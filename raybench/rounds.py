@@ -251,7 +251,8 @@ class Rounds:
         last = deaths[-1]
         why = last.reason or self._endings.get(last.batch_id, _DIED)
         if not last.slow:
-            why = f"{QUARANTINED} after {len(deaths)} tries: {why}"
+            tries = f"{len(deaths)} {'try' if len(deaths) == 1 else 'tries'}"
+            why = f"{QUARANTINED} after {tries}: {why}"
         return self._row(planned, why, last.batch_id, last.log)
 
     def _row(self, planned: Planned, reason: str, batch_id: str, log: str = "") -> dict[str, Any]:

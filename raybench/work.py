@@ -16,7 +16,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, Final
 
@@ -64,7 +64,8 @@ class Progress:
 
     def plain(self) -> dict[str, Any]:
         """Return it as what JSON can hold, to cross to the driver."""
-        return asdict(self)
+        counts = {"statuses": dict(self.statuses), "reasons": dict(self.reasons)}
+        return {**vars(self), **counts}
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Progress:

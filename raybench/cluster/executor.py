@@ -256,6 +256,9 @@ class _Stop(tune.Stopper):  # type: ignore[misc]
     def stop_all(self) -> bool:
         return self._relay.raised is not None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles it into its snapshots, and listeners cannot be pickled
+
 
 def _cause(trial: Any) -> str:
     file = Path(trial.error_file or "")
