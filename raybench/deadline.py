@@ -42,12 +42,15 @@ def deadline(seconds: float | None, dump: int | None) -> Iterator[None]:
     if dump is not None:
         faulthandler.dump_traceback_later(seconds + min(seconds, _GRACE), exit=True, file=dump)
     try:
+        try:
+            if listening:
+                signal.setitimer(signal.ITIMER_REAL, seconds)
+            yield
+        finally:
+            if listening:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:  # also if the alarm rang inside of the one above
         if listening:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-        yield
-    finally:
-        if listening:
-            signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
         if dump is not None:
             faulthandler.cancel_dump_traceback_later()

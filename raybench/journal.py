@@ -63,7 +63,10 @@ class Journal:
         try:
             self._file = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
         except OSError as error:
-            raise UnavailableError(f"{self._path} cannot be written: {error.strerror}") from error
+            raise UnavailableError(
+                f"{self._path} cannot be written ({error.strerror}); every node needs the store at "
+                "this path"
+            ) from error
         self._place = {run_id: place for place, run_id in enumerate(run_ids)}
         facts = {"batch": batch_id, "engine": engine, "wall_s": wall_s, "runs": list(run_ids)}
         self._write(facts)

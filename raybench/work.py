@@ -118,8 +118,11 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
     try:
         while waiting:
             journal.begin(_ids(waiting))  # measuring lanes carries out their first steps
-            with deadline(batch.wall_s, journal.dump):
-                width = sizing.lanes(batch, waiting, sizing.device_for(batch))
+            try:
+                with deadline(batch.wall_s, journal.dump):
+                    width = sizing.lanes(batch, waiting, sizing.device_for(batch))
+            except WallLimit:
+                width = 1  # the run itself will show it, as its row
             group, waiting = waiting[:width], waiting[width:]
             for rows in _run_group(batch, group, engine, journal):
                 tables.runs.append(runs_table(rows.runs))
