@@ -18,25 +18,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from raybench.analysis.figure import Rendered, verdict_counts
+from raybench.causes import Failure
 
 STATUSES = ("done", "diverged", "failed", "skipped")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Runs that ended the same way.
-
-    Attributes:
-        status: diverged, failed or skipped.
-        reason: the cause they share.
-        count: how many.
-        run_ids: some of them.
-    """
-
-    status: str
-    reason: str
-    count: int
-    run_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,10 +35,11 @@ class ReportData:
         protocol: sentences on runs, seeds, tuning, splits and intervals; see `protocol`.
         counts: runs by status, as (status, count); see `counts`.
         figures: in order.
-        failures: see `failures`.
+        failures: see `raybench.causes.failures`.
         suite_yaml: the suite's text.
         environment: versions, git commit, hardware, as (name, value).
         commands: how to reproduce, a line each.
+        retry: the command that tries failed runs again; empty leaves it out.
         generated: when, in words; empty leaves it out.
     """
 
@@ -69,6 +54,7 @@ class ReportData:
     suite_yaml: str = ""
     environment: Sequence[tuple[str, str]] = ()
     commands: Sequence[str] = field(default=())
+    retry: str = ""
     generated: str = ""
 
 
@@ -104,24 +90,6 @@ def counts(runs: pd.DataFrame) -> list[tuple[str, int]]:
     found = runs["status"].astype(str).value_counts()
     names = [*STATUSES, *sorted(set(found.index) - set(STATUSES))]
     return [(name, int(found.get(name, 0))) for name in names if name == "done" or name in found]
-
-
-def failures(runs: pd.DataFrame, examples: int = 3) -> list[Failure]:
-    """Return the runs that are not done, grouped by status and cause, the most frequent first."""
-    lost = runs[runs["status"].astype(str) != "done"]
-    causes = lost["reason"].fillna("").astype(str) if "reason" in lost else lost["status"].map(str)
-    groups = lost["run_id"].astype(str).groupby([lost["status"].astype(str), causes.map(_cause)])
-    found = [
-        Failure(str(status), str(cause) or "no reason given", len(ids), tuple(ids.head(examples)))
-        for (status, cause), ids in groups
-    ]
-    return sorted(found, key=lambda group: (-group.count, group.status, group.reason))
-
-
-def _cause(reason: str) -> str:
-    # The last line of a traceback, without the numbers that differ from run to run.
-    lines = reason.strip().splitlines()
-    return re.sub(r"\b\d[\d.,]*\b", "…", lines[-1].strip())[:300] if lines else ""
 
 
 def protocol(runs: pd.DataFrame) -> list[str]:

@@ -6,17 +6,23 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import pairwise
+from typing import Any, Final, TypeVar
 
 from raybench.procedures import PROCEDURES, Procedure
 from raybench.rng import Seed
 from raybench.spec import Json, Run, digest, plain_config
-from raybench.store import FINISHED
+from raybench.store import FINISHED, QUARANTINED
 from raybench.suite import Planned, Resources
 from raybench.tables import build
 from raybench.usercode import allowed, receive
 
+T = TypeVar("T")
+
 MAX_BATCH: Final = 256
+PIECES: Final = 8
+"""In how many a group goes on in which one run may hang or end its process: two more tries find it
+among 64, where halves would take six."""
 _BATCHES_PER_SLOT: Final = 8  # enough that the last batches of all slots end close together
 
 
@@ -27,6 +33,9 @@ class Batch:
     Attributes:
         resources: what the batch takes; `lanes` says how its runs are fused.
         fresh: whether runs are carried out though an earlier attempt has stored them.
+        suspect: whether one of the runs may end its process.
+        session: whose journal tells which runs are in flight; empty for none.
+        wall_s: how long a group may take, in seconds; None for as long as it likes.
     """
 
     batch_id: str
@@ -35,6 +44,9 @@ class Batch:
     runs: tuple[Planned, ...]
     resources: Resources
     fresh: bool = False
+    suspect: bool = False
+    session: str = ""
+    wall_s: float | None = None
 
     def encode(self) -> str:
         """Return the batch as JSON: what crosses to a worker instead of pickled code."""
@@ -44,6 +56,9 @@ class Batch:
                 "suite": self.suite,
                 "scale": self.scale,
                 "fresh": self.fresh,
+                "suspect": self.suspect,
+                "session": self.session,
+                "wall_s": self.wall_s,
                 "code": allowed(),
                 "resources": self.resources.model_dump(),
                 "runs": [
@@ -76,6 +91,9 @@ def decode(text: str) -> Batch:
         runs,
         Resources.model_validate(form["resources"]),
         form["fresh"],
+        form["suspect"],
+        form["session"],
+        form["wall_s"],
     )
 
 
@@ -104,8 +122,9 @@ def distinct(runs: Iterable[Planned]) -> list[Planned]:
 
 
 def to_do(runs: Iterable[Planned], statuses: Mapping[str, str]) -> list[Planned]:
-    """Return the distinct runs that are not finished; failed ones are run again."""
-    return [p for p in distinct(runs) if statuses.get(p.run.run_id) not in FINISHED]
+    """Return the distinct runs that are not finished; failed ones run again, quarantined do not."""
+    ended = (*FINISHED, QUARANTINED)
+    return [p for p in distinct(runs) if statuses.get(p.run.run_id) not in ended]
 
 
 def batches(
@@ -139,11 +158,13 @@ def batches(
             most = max(most, min(resources.lanes, MAX_BATCH))
     made = []
     for members in groups.values():
-        count = math.ceil(len(members) / most)
-        for index in range(count):
-            # Parts of nearly equal size, and none of them larger than `most`.
-            start, end = len(members) * index // count, len(members) * (index + 1) // count
-            chosen = tuple(members[start:end])
+        for chosen in pieces(members, math.ceil(len(members) / most)):
             ids: Json = [p.run.run_id for p in chosen]
-            made.append(Batch(digest(ids), suite, scale, chosen, resources, fresh))
+            made.append(Batch(digest(ids), suite, scale, tuple(chosen), resources, fresh))
     return made
+
+
+def pieces(runs: Sequence[T], count: int) -> list[Sequence[T]]:
+    """Return `count` pieces of nearly equal size, in order; fewer if there are fewer runs."""
+    bounds = [len(runs) * index // count for index in range(count + 1)]
+    return [runs[start:end] for start, end in pairwise(bounds) if start < end]

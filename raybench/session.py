@@ -11,55 +11,23 @@ import os
 import platform
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
 
 from ruamel.yaml import YAML
 
 from raybench import usercode
 from raybench.errors import NothingMatched, RefusedError
-from raybench.plan import Batch, batches, distinct, to_do
+from raybench.journal import Journals
+from raybench.plan import distinct, to_do
+from raybench.rounds import FAILED, Executor, Rounds, TooManyFailures, Watcher, row_of
 from raybench.schema import runs_table
 from raybench.spec import digest
-from raybench.store import SuiteStore
+from raybench.store import QUARANTINED, SuiteStore
 from raybench.suite import Planned, Suite
 from raybench.suite.sections import Select
-from raybench.work import Progress, identity, versions
-
-FAILED: Final = "failed"
-
-
-class Executor(Protocol):
-    """What carries out batches: in this process, or on Ray."""
-
-    slots: int
-
-    def run(
-        self,
-        batches: Sequence[Batch],
-        store: SuiteStore,
-        on_progress: Callable[[Progress], None],
-    ) -> None:
-        """Carry out the batches and report as their runs are stored."""
-        ...
-
-    def close(self) -> None:
-        """Let go of what the executor holds."""
-        ...
-
-
-class Watcher(Protocol):
-    """What shows the progress of a suite."""
-
-    def begin(self, phase: str, total: int, finished: int, to_do: int) -> None:
-        """A phase of `total` runs begins: `finished` are stored, `to_do` are carried out now."""
-        ...
-
-    def update(self, progress: Progress) -> None:
-        """Some runs have been stored."""
-        ...
+from raybench.work import versions
 
 
 @dataclass
@@ -71,12 +39,14 @@ class Outcome:
         executed: runs that this call carried out.
         statuses: of all runs of the suite, from the store.
         lost_arms: arms of a tuned suite in which every trial diverged or failed.
+        quarantined: how many of the failed runs are not run again unless asked for.
     """
 
     total: int
     executed: int
     statuses: Counter[str]
     lost_arms: list[str] = field(default_factory=list)
+    quarantined: int = 0
 
 
 @dataclass
@@ -89,7 +59,7 @@ class Session:
         make_executor: called once there is something to execute, and only then.
         watcher: told what happens.
         only: run ids to be run again, whatever their status; None for all that is missing.
-        only_failed: of what is missing, only the runs that failed before.
+        only_failed: of what is missing, only the runs that failed before, quarantined ones too.
     """
 
     suite: Suite
@@ -98,6 +68,7 @@ class Session:
     watcher: Watcher
     only: frozenset[str] | None = None
     only_failed: bool = False
+    _journals: Journals = field(init=False, repr=False)
 
     def run(self) -> Outcome:
         """Do what is missing and return what became of the suite.
@@ -105,6 +76,7 @@ class Session:
         Raises:
             RefusedError: the suite is past its limit of runs.
             NothingMatched: `only` or `only_failed` leave nothing to run.
+            RefusedError: also once one cause has failed more runs than the suite's limit.
         """
         suite = self.suite
         refuse_past_runs(suite)
@@ -119,6 +91,7 @@ class Session:
         self._plan(store, suite.runs)
         self._store_skipped(store)
         executor: list[Executor] = []
+        self._journals = Journals(store.folder / "journal")
         try:
             executed = self._phase("search" if suite.tune else "run", suite.runs, store, executor)
             runs = list(suite.runs)
@@ -133,16 +106,20 @@ class Session:
                 runs += confirmed
                 self._plan(store, runs)
                 executed += self._phase("confirm", confirmed, store, executor)
+        except TooManyFailures as stop:
+            raise RefusedError(stopped(suite, stop, store.statuses(), self.root)) from stop
         finally:
             for each in executor:
                 each.close()
+            self._journals.close()
         if executed == 0 and (self.only is not None or self.only_failed):
             raise NothingMatched("no run matches: nothing failed before, or no such run id")
         store.compact()
         statuses = store.statuses()
         counts = Counter(statuses.get(p.run.run_id, "missing") for p in distinct(runs))
         counts["skipped"] += sum(1 for p in runs if p.skipped)
-        return Outcome(sum(counts.values()), executed, +counts, lost)
+        held = store.quarantined() & {planned.run.run_id for planned in runs}
+        return Outcome(sum(counts.values()), executed, +counts, lost, len(held))
 
     def _values(self, store: SuiteStore, runs: Sequence[Planned]) -> dict[str, float]:
         """Return what each arm selects by, of those of its runs that have ended."""
@@ -166,6 +143,9 @@ class Session:
             missing = [p for p in distinct(runs) if p.run.run_id in self.only]
         elif self.only_failed:
             missing = [p for p in missing if statuses.get(p.run.run_id) == FAILED]
+        else:
+            held = dict.fromkeys(store.quarantined(), QUARANTINED)
+            missing = to_do(runs, statuses | held)
         finished = len(distinct(runs)) - len(to_do(runs, statuses))
         self.watcher.begin(name, len(distinct(runs)), finished, len(missing))
         if not missing:
@@ -174,82 +154,23 @@ class Session:
             procedure.require()
         if not executor:
             executor.append(self.make_executor())
-        made = batches(
-            missing,
-            suite=self.suite.name,
-            scale=self.suite.scale,
-            resources=self.suite.resources,
-            slots=executor[0].slots,
+        Rounds(
+            self.suite,
+            store,
+            executor[0],
+            self.watcher,
+            self._journals,
             fresh=self.only is not None,
-        )
-        orphans = self._execute(made, store, executor[0], last=False)
-        if orphans:
-            # A process died under these runs, and one of them may have killed it: each goes on by
-            # itself, so that only the one at fault fails.
-            alone = batches(
-                orphans,
-                suite=self.suite.name,
-                scale=self.suite.scale,
-                resources=self.suite.resources.replace(batch=1),
-                slots=executor[0].slots,
-            )
-            self._execute(alone, store, executor[0], last=True)
+        ).carry_out(missing)
         return len(missing)
-
-    def _execute(
-        self, made: Sequence[Batch], store: SuiteStore, executor: Executor, *, last: bool
-    ) -> list[Planned]:
-        """Carry out batches; return the runs that died with others, unless this is the last try."""
-        by_id = {batch.batch_id: batch for batch in made}
-        orphans: list[Planned] = []
-
-        def on_progress(progress: Progress) -> None:
-            if progress.finished:
-                batch = by_id[progress.batch_id]
-                lost = self._lost(batch, store)
-                if lost and not last and len(batch.runs) > 1:
-                    orphans.extend(lost)
-                    progress.reasons.clear()
-                elif lost:
-                    self._store_lost(batch, lost, progress, store)
-            self.watcher.update(progress)
-
-        executor.run(made, store, on_progress)
-        return orphans
-
-    def _lost(self, batch: Batch, store: SuiteStore) -> list[Planned]:
-        """Return the runs that a finished batch has left without a row."""
-        part = store.read_part(batch.batch_id)
-        have = set(part["runs"]["run_id"].to_pylist()) if part else set()
-        return [p for p in batch.runs if p.run.run_id not in have]
-
-    def _store_lost(
-        self, batch: Batch, lost: Sequence[Planned], progress: Progress, store: SuiteStore
-    ) -> None:
-        reason = next(iter(progress.reasons), "the batch ended without this run")
-        rows = [self._row(p, FAILED, reason, batch.batch_id) for p in lost]
-        store.write_part(f"lost-{batch.batch_id}", runs_table(rows))
-        progress.statuses[FAILED] += len(lost)
-        progress.reasons[reason] += len(lost) - progress.reasons[reason]
 
     def _store_skipped(self, store: SuiteStore) -> None:
         # A run that was carried out before it was skipped keeps its row.
         statuses = store.statuses()
         skipped = [p for p in self.suite.runs if p.skipped and p.run.run_id not in statuses]
         if skipped:
-            rows = [self._row(p, "skipped", p.skipped, "") for p in skipped]
+            rows = [row_of(self.suite, p, "skipped", p.skipped) for p in skipped]
             store.write_part(f"skipped-{digest([p.run.run_id for p in skipped])}", runs_table(rows))
-
-    def _row(self, planned: Planned, status: str, reason: str, batch_id: str) -> dict[str, Any]:
-        return {
-            **identity(planned),
-            "suite": self.suite.name,
-            "scale": self.suite.scale,
-            "status": status,
-            "reason": reason,
-            "batch_id": batch_id,
-            "started_at": dt.datetime.now(dt.UTC),
-        }
 
     def _plan(self, store: SuiteStore, runs: Sequence[Planned]) -> None:
         rows = [
@@ -272,6 +193,19 @@ def refuse_past_runs(suite: Suite) -> None:
             f"{suite.name} has {count:,} runs and limits.runs is {most:,}; "
             "raise the limit or make the sweep smaller"
         )
+
+
+def stopped(suite: Suite, stop: TooManyFailures, statuses: Mapping[str, str], root: Path) -> str:
+    """Return what is said of a suite that ended because its runs fail: why, and how to go on."""
+    counts = Counter(statuses.get(p.run.run_id, "not run") for p in distinct(suite.runs))
+    listed = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items()))
+    return (
+        f"{suite.name} was stopped: {stop.count:,} runs failed by one cause, and limits.failures "
+        f"is {suite.limits.failures:g}:\n  {stop.cause}\n"
+        f"kept in {root / suite.name}: {listed}; `raybench status {root}` names runs and causes.\n"
+        "Once the cause is mended the same command goes on with what failed or was not run; "
+        "limits.failures=null carries on whatever fails"
+    )
 
 
 def resolved(suite: Suite) -> str:

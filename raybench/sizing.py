@@ -35,10 +35,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Knowledge:
-    """What this process has measured about runs that cost the same: seconds a lane and step."""
+    """What this process has measured about runs that cost the same.
+
+    Attributes:
+        seconds: a lane and step, by lanes.
+        limit: the most lanes at once.
+        tight: what did not fit in memory, for the log of the runs that follow; else empty.
+    """
 
     seconds: dict[int, float] = field(default_factory=dict)
     limit: int = max(CANDIDATES)
+    tight: str = ""
 
 
 _known: dict[tuple[str, str], _Knowledge] = {}
@@ -66,15 +73,31 @@ def lanes(batch: Batch, waiting: Sequence[Planned], device: torch.device) -> int
     return math.ceil(len(waiting) / groups)  # of equal size, rather than a small one at the end
 
 
-def remember_limit(batch: Batch, lanes: int) -> None:
+def remember_limit(batch: Batch, lanes: int, why: str = "") -> None:
     """Note that more than `lanes` of such runs do not fit in memory."""
-    _knowledge(batch, device_for(batch)).limit = max(1, lanes)
+    known = _knowledge(batch, device_for(batch))
+    known.limit = max(1, min(lanes, known.limit))
+    known.tight = why
+
+
+def memory_note(batch: Batch) -> str | None:
+    """Return what is known of lanes that did not fit in memory; None if all did."""
+    known = _knowledge(batch, device_for(batch))
+    return f"{known.tight}; from then on at most {known.limit} at once" if known.tight else None
+
+
+_OUT_OF_MEMORY: Final = (
+    "can't allocate memory",  # PyTorch's allocator for the CPU
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that less at once may work."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
     )
 
 

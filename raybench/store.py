@@ -31,6 +31,8 @@ from raybench.schema import SCHEMAS, TABLES, TableName
 
 FINISHED: Final = ("done", "diverged")
 """Statuses that are not run again."""
+QUARANTINED: Final = "quarantined"
+"""How the reason of a failed run begins that ends its process: it runs again only if asked for."""
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +88,11 @@ class SuiteStore:
         """Return the status of every run in the store, by run_id."""
         frame = _frame(self, "select run_id, status from runs")
         return dict(zip(frame["run_id"], frame["status"], strict=True))
+
+    def quarantined(self) -> set[str]:
+        """Return the runs that failed for good: they end the process that they train in."""
+        held = f"status = 'failed' and starts_with(reason, '{QUARANTINED}')"
+        return set(_frame(self, f"select run_id from runs where {held}")["run_id"])
 
     def summaries(self, column: str) -> dict[str, float]:
         """Return `summary.<column>` by run_id: infinite for runs that did not end as done."""

@@ -6,6 +6,7 @@ The only place where exceptions become statuses: a run never raises out of its b
 from __future__ import annotations
 
 import datetime as dt
+import gc
 import importlib.metadata
 import json
 import logging
@@ -14,8 +15,8 @@ import socket
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, Final
 
@@ -24,9 +25,11 @@ import pyarrow.compute as pc
 import torch
 
 from raybench import sizing
+from raybench.deadline import WallLimit, deadline
 from raybench.errors import RaybenchError
+from raybench.journal import Journal, folder_of
 from raybench.lanes import Lanes
-from raybench.plan import Batch
+from raybench.plan import PIECES, Batch, pieces
 from raybench.procedures.base import DTYPES
 from raybench.record import Account, Recorder, summary
 from raybench.schema import arrays_table, joined, metrics_table, runs_table
@@ -48,6 +51,7 @@ class Progress:
         statuses: how many of its runs have newly been stored, by status.
         reasons: why runs failed, by first line.
         finished: whether the batch has ended.
+        broken: why it ended before all of its runs had a row; else empty.
         lanes: how its runs were fused.
     """
 
@@ -55,7 +59,20 @@ class Progress:
     statuses: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     finished: bool = False
+    broken: str = ""
     lanes: int = 1
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as what JSON can hold, to cross to the driver."""
+        counts = {"statuses": dict(self.statuses), "reasons": dict(self.reasons)}
+        return {**vars(self), **counts}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Progress:
+        """Return what `plain` was made of; other keys are passed over."""
+        values = {each.name: plain[each.name] for each in fields(cls)}
+        counts = {name: Counter(values[name]) for name in ("statuses", "reasons")}
+        return cls(**{**values, **counts})
 
 
 @dataclass
@@ -75,7 +92,7 @@ class _Tables:
         )
 
 
-def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Iterator[Progress]:
+def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progress, None, None]:
     """Carry out the runs of a batch, and report each time that some have been stored.
 
     What an earlier attempt at the same batch has stored is kept and not run again.
@@ -83,7 +100,8 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Iterator[Progress
     Args:
         batch: the runs.
         store: where the batch's part is written.
-        engine: what executes it, for the table (`in-process`, `ray`).
+        engine: what executes it, for the table (`in-process`, `subprocess`, `ray`). Only a process
+            that is not the driver's own is ended when a group hangs in it.
     """
     torch.set_num_threads(max(1, int(batch.resources.cpu)))
     kept = {} if batch.fresh else _finished(store.read_part(batch.batch_id) or {})
@@ -95,11 +113,18 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Iterator[Progress
     progress = Progress(batch.batch_id)
     flushed = time.monotonic()
     pending = False
+    folder = folder_of(store.folder, batch.session)
+    journal = Journal(folder, batch.batch_id, _ids(waiting), engine, batch.wall_s)
     try:
         while waiting:
-            width = sizing.lanes(batch, waiting, sizing.device_for(batch))
+            journal.begin(_ids(waiting))  # measuring lanes carries out their first steps
+            try:
+                with deadline(batch.wall_s, journal.dump):
+                    width = sizing.lanes(batch, waiting, sizing.device_for(batch))
+            except WallLimit:
+                width = 1  # the run itself will show it, as its row
             group, waiting = waiting[:width], waiting[width:]
-            for rows in _run_group(batch, group, engine):
+            for rows in _run_group(batch, group, engine, journal):
                 tables.runs.append(runs_table(rows.runs))
                 tables.metrics.append(metrics_table(rows.metrics))
                 if rows.arrays["run_id"]:
@@ -109,6 +134,7 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Iterator[Progress
                     row["reason"] for row in rows.runs if row["status"] == "failed"
                 )
                 progress.lanes = max(progress.lanes, len(rows.runs))
+            journal.end()
             pending = True
             if waiting and time.monotonic() - flushed >= FLUSH_SECONDS:
                 tables.write(store, batch.batch_id)
@@ -119,6 +145,7 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Iterator[Progress
         # Also on Ctrl-C: what has been computed is kept.
         if pending:
             tables.write(store, batch.batch_id)
+        journal.close()
     progress.finished = True
     yield progress
 
@@ -144,22 +171,42 @@ class _Rows:
     arrays: dict[str, list[Any]]
 
 
-def _run_group(batch: Batch, group: Sequence[Planned], engine: str) -> Iterator[_Rows]:
+@dataclass(frozen=True)
+class _Failed:
+    """A run alone that raised. Holds no exception: its frames would keep the run's memory."""
+
+    reason: str
+    log: str
+
+
+def _run_group(
+    batch: Batch, group: Sequence[Planned], engine: str, journal: Journal
+) -> Iterator[_Rows]:
     """Yield the rows of a group; one that fails is split until the runs at fault are alone."""
     started = dt.datetime.now(dt.UTC)
     clock = time.perf_counter()
+    accounts: Sequence[Account | _Failed] = ()
+    count, tight = 2, False
+    journal.begin(_ids(group))
     try:
-        accounts = _execute(batch, group)
+        with deadline(batch.wall_s, journal.dump):
+            accounts = _execute(batch, group)
     except Exception as error:  # noqa: BLE001  (any failure of a run is a row with its reason)
-        if len(group) > 1:
-            if sizing.is_out_of_memory(error):
-                sizing.remember_limit(batch, len(group) // 2)
-                torch.cuda.empty_cache()
-            middle = len(group) // 2
-            yield from _run_group(batch, group[:middle], engine)
-            yield from _run_group(batch, group[middle:], engine)
-            return
-        accounts = [error]
+        if len(group) == 1:
+            accounts = [_Failed(reason(error), "".join(traceback.format_exception(error))[-8000:])]
+        elif tight := sizing.is_out_of_memory(error):
+            why = f"{len(group)} lanes did not fit in memory ({reason(error)})"
+            sizing.remember_limit(batch, len(group) // 2, why)
+        elif isinstance(error, WallLimit):
+            count = PIECES  # each try may take as long again
+    if not accounts:
+        if tight:
+            # Not until here, where the exception and all that its frames held are gone.
+            gc.collect()
+            torch.cuda.empty_cache()
+        for piece in pieces(group, count):
+            yield from _run_group(batch, piece, engine, journal)
+        return
     wall = (time.perf_counter() - clock) / len(group)
     shared = {
         "suite": batch.suite,
@@ -170,29 +217,34 @@ def _run_group(batch: Batch, group: Sequence[Planned], engine: str) -> Iterator[
         "engine": engine,
         "lanes": len(group),
         "ranks": 1,
+        "log": sizing.memory_note(batch),
         **_place(str(sizing.device_for(batch))),
     }
     yield _rows(group, accounts, shared)
 
 
-def _execute(batch: Batch, group: Sequence[Planned]) -> list[Account | Exception]:
+def _ids(runs: Sequence[Planned]) -> list[str]:
+    return [planned.run.run_id for planned in runs]
+
+
+def _execute(batch: Batch, group: Sequence[Planned]) -> list[Account]:
     procedure = group[0].run.procedure
     device = sizing.device_for(batch)
     lanes = Lanes(len(group), device=device, dtype=DTYPES[procedure.dtype])
     recorder = Recorder(lanes)
     procedure.execute(lanes, [planned.run for planned in group], recorder)
-    return [*recorder.accounts()]
+    return recorder.accounts()
 
 
 def _rows(
-    group: Sequence[Planned], accounts: Sequence[Account | Exception], shared: Mapping[str, Any]
+    group: Sequence[Planned], accounts: Sequence[Account | _Failed], shared: Mapping[str, Any]
 ) -> _Rows:
     rows = _Rows([], {n: [] for n in _METRIC_COLUMNS}, {n: [] for n in _ARRAY_COLUMNS})
     for planned, account in zip(group, accounts, strict=True):
         row = {**identity(planned), **shared}
-        if isinstance(account, Exception):
-            log = "".join(traceback.format_exception(account))[-8000:]
-            rows.runs.append({**row, "status": "failed", "reason": reason(account), "log": log})
+        if isinstance(account, _Failed):
+            lost = {"status": "failed", "reason": account.reason, "log": account.log}
+            rows.runs.append({**row, **lost})
             continue
         diverged = account.diverged_at is not None
         rows.runs.append(
@@ -236,7 +288,7 @@ def identity(planned: Planned) -> dict[str, Any]:
 def reason(error: BaseException) -> str:
     """Return why a run failed: the error's type, its first line, and where it was raised."""
     said = (str(error).strip().splitlines() or [""])[0][:300]
-    if isinstance(error, RaybenchError):
+    if isinstance(error, RaybenchError | WallLimit):
         return said
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""

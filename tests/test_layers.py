@@ -79,7 +79,7 @@ def test_only_analysis_draws() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["analysis", "deepobs", "stats", "store", "untrained", "page", "errors"]
+    "package", ["analysis", "causes", "deepobs", "stats", "store", "untrained", "page", "errors"]
 )
 def test_readers_import_neither_torch_nor_ray(package: str) -> None:
     for name, file in MODULES.items():
@@ -111,6 +111,9 @@ def test_reading_loads_neither_torch_nor_ray() -> None:
         ("untrained", set()),
         ("usercode", {"errors", "tables"}),
         ("schema", set()),
+        ("causes", set()),
+        ("journal", {"errors"}),
+        ("deadline", {"journal"}),
         ("stats", {"errors"}),
     ],
 )
@@ -135,7 +138,9 @@ def test_lanes_do_not_know_what_is_trained() -> None:
         assert not re.search(rf"\b{word}s?\b", text), word
 
 
-ORDER = ["procedures", "suite", "plan", "sizing", "work", "local", "cluster", "session", "cli"]
+ORDER = [
+    "procedures", "suite", "plan", "sizing", "work", "local", "cluster", "rounds", "session", "cli",
+]  # fmt: skip
 
 
 def test_imports_go_one_way() -> None:

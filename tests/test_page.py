@@ -7,6 +7,7 @@ import pytest
 from raybench import page
 from raybench.analysis.figure import Claim, Figure, Tables, Verdict, render
 from raybench.analysis.generic import FIGURES
+from raybench.causes import cause, failures
 
 EVIL = "<script>alert('x')</script>"
 
@@ -72,7 +73,7 @@ def make_report(folder):
         protocol=page.protocol(runs),
         counts=page.counts(runs),
         figures=rendered,
-        failures=page.failures(runs),
+        failures=failures(runs),
         suite_yaml=f"name: {EVIL}",
         environment=[("torch", EVIL)],
         commands=["raybench run suite.yaml"],
@@ -147,6 +148,14 @@ def test_foreign_elements_of_an_svg_are_left_out(tmp_path):
     assert 'href="#p-a"' in markup
 
 
+def test_one_cause_differs_in_numbers_only():
+    assert cause("shapes 64x128 and 10 at 0x7f3a, lr -1e-05 (a.py:3)") == (
+        "shapes … and … at …, lr … (a.py:3)"
+    )
+    assert cause("float32 is not float64, run 0123456789abcdef") == "float32 is not float64, run …"
+    assert cause("") == ""
+
+
 def test_failures_are_grouped_by_cause():
     runs = pd.DataFrame(
         {
@@ -155,13 +164,13 @@ def test_failures_are_grouped_by_cause():
             "reason": ["x\nMemoryError: 12 MB", "x\nMemoryError: 13 MB", None, ""],
         }
     )
-    found = page.failures(runs)
+    found = failures(runs)
     assert [(f.status, f.reason, f.count, f.run_ids) for f in found] == [
         ("failed", "MemoryError: … MB", 2, ("a", "b")),
         ("diverged", "no reason given", 1, ("c",)),
     ]
     assert page.counts(runs) == [("done", 1), ("diverged", 1), ("failed", 2)]
-    assert page.failures(runs[runs["status"] == "done"]) == []
+    assert failures(runs[runs["status"] == "done"]) == []
 
 
 def test_an_empty_report(tmp_path):

@@ -499,15 +499,23 @@ def test_a_batch_begun_before_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_a_run_that_an_executor_loses_is_failed(tmp_path: Path) -> None:
     class Losing(LocalExecutor):
         def run(self, batches: Any, store: Any, on_progress: Any) -> None:
-            super().run(batches[1:], store, on_progress)
-            reasons = Counter({"the worker died": 1})
-            on_progress(Progress(batches[0].batch_id, reasons=reasons, finished=True))
+            for batch in batches:
+                if lost not in ids(batch.runs):
+                    super().run([batch], store, on_progress)
+                    continue
+                tries.append(len(batch.runs))
+                why = "the worker died"
+                on_progress(Progress(batch.batch_id, finished=True, broken=why))
 
-    outcome = Session(suite(), tmp_path, Losing, Watch()).run()
-    assert outcome.statuses["failed"] > 0
-    assert outcome.statuses.total() == 8
+    one = suite(resources__retries=2)
+    lost, tries = one.runs[3].run.run_id, []
+    outcome = Session(one, tmp_path, Losing, Watch()).run()
     rows = table(tmp_path)
-    assert set(rows[rows.status == "failed"]["reason"]) == {"the worker died"}
+    failed = rows[rows.status == "failed"]
+    assert len(tries) == 3
+    assert lost in set(failed["run_id"])
+    assert outcome.statuses == Counter(done=8 - tries[-1], failed=tries[-1])
+    assert set(failed["reason"]) == {"the worker died"}
     assert run(tmp_path).statuses == Counter(done=8)
 
 

@@ -15,6 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raybench.causes import cause
+
 if TYPE_CHECKING:
     from raybench.work import Progress
 
@@ -131,7 +133,8 @@ class LiveLine:
     def update(self, progress: Progress) -> None:
         """Count what has been stored."""
         self._counts.update(progress.statuses)
-        self._reasons.update(progress.reasons)
+        for reason, count in progress.reasons.items():
+            self._reasons[cause(reason)] += count
         self._lanes[progress.batch_id] = progress.lanes
         if progress.finished:
             self._lanes.pop(progress.batch_id, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from raybench.cli.suites import load
 from raybench.errors import SuiteError, UsageError
 
 if TYPE_CHECKING:
-    from raybench.session import Executor
+    from raybench.rounds import Executor
     from raybench.suite import Source, Suite
 
 
@@ -39,7 +40,7 @@ def run(  # noqa: PLR0913  (each is an option of the command)
     in_process: InProcess = False,
     jobs: Jobs = None,
     last_failed: Annotated[
-        bool, typer.Option("--lf", help="Only runs that failed before.")
+        bool, typer.Option("--lf", help="Only runs that failed before, quarantined ones too.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("-n", "--dry-run", help="Show the plan only.")] = False,
     allow_code: Code = None,
@@ -48,7 +49,8 @@ def run(  # noqa: PLR0913  (each is an option of the command)
     """Run what is missing of a suite, and keep every result.
 
     Running it again does only what is new or failed. Without --address a Ray of its own is started
-    on loopback, on all cores.
+    on loopback, on all cores. A run that ends its process (killed, or a crash) is found and put in
+    quarantine: only --lf tries it again. Ctrl-C and SIGTERM keep what has finished.
 
     Examples:
       raybench run quickstart
@@ -71,6 +73,7 @@ def run(  # noqa: PLR0913  (each is an option of the command)
         "executed": outcome.executed,
         **dict(sorted(outcome.statuses.items())),
         "arms_without_a_pick": outcome.lost_arms,
+        "quarantined": outcome.quarantined,
         "store": str(store / made.name),
     }
     if as_json:
@@ -113,6 +116,7 @@ def _carry_out(
     from raybench.session import Session
 
     watcher = LiveLine(made.name)
+    _hear_sigterm()
     try:
         return Session(made, store, executor, watcher, only, only_failed).run()
     finally:
@@ -132,9 +136,16 @@ def _executor(address: str | None, in_process: bool, jobs: int | None) -> Callab
             return LocalExecutor()
         from raybench.cluster import connect
 
-        return connect(address, jobs)
+        connected = connect(address, jobs)
+        _hear_sigterm()  # Ray has taken it
+        return connected
 
     return make
+
+
+def _hear_sigterm() -> None:
+    """Take SIGTERM (of a scheduler, of a container) for Ctrl-C, which keeps what has finished."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _print_outcome(
@@ -144,6 +155,11 @@ def _print_outcome(
     output.print(f"{made.name}: {summary['executed']:,} runs carried out; in all {listed}")
     for arm in summary["arms_without_a_pick"]:
         output.print(f"  no trial of arm {arm} came to an end: nothing to confirm")
+    if summary["quarantined"]:
+        output.print(
+            f"  {summary['quarantined']:,} of the failed runs end their process and are in "
+            "quarantine: --lf tries them again"
+        )
     output.print(f"results: {store / made.name}")
     from raybench.analysis import MODULES
 

@@ -88,12 +88,14 @@ def _counts(
         for planned in runs:
             if statuses.get(planned.run.run_id) == "done" and planned.run.run_id in walls:
                 seconds.setdefault(planned.run.batch_key, []).append(walls[planned.run.run_id])
+        statuses |= dict.fromkeys(SuiteStore(store, made.name).quarantined(), "quarantined")
     rows = _count_rows(runs, statuses)
     means = {key: sum(walls) / len(walls) for key, walls in seconds.items()}
     return rows, to_do(runs, statuses), means
 
 
 _BOOKKEEPING = ("phase", "arm", "trial")
+_COUNTED = ("done", "diverged", "failed", "quarantined")
 _MOST_ROWS = 30
 
 
@@ -110,7 +112,7 @@ def _count_rows(runs: Sequence[Planned], statuses: dict[str, str]) -> list[dict[
         status = statuses.get(planned.run.run_id, "")
         counter = groups.setdefault(names, Counter())
         counter["runs"] += 1
-        counter[status if status in ("done", "diverged", "failed") else "missing"] += 1
+        counter[status if status in _COUNTED else "missing"] += 1
     depth = max(map(len, groups), default=0)
     while len(groups) > _MOST_ROWS and depth > 1:
         depth -= 1
@@ -130,7 +132,7 @@ def _count_row(name: str, counts: Counter[str]) -> dict[str, Any]:
         "runs": counts["runs"],
         "done": counts["done"],
         "diverged": counts["diverged"],
-        "failed": counts["failed"],
+        "failed": counts["failed"] + counts["quarantined"],
         "to do": counts["missing"] + counts["failed"],
     }
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from raybench.cli.console import cell, errors, output, print_json, show
+from raybench.cli.suites import command, resolved, retry
 from raybench.errors import NothingMatched, UsageError
 
 StoreArgument = Annotated[
@@ -37,6 +37,9 @@ def status(
 ) -> None:
     """Show how far each suite of a store is, and why runs failed.
 
+    Failures that differ only in numbers are one cause, with an example and the command that tries
+    them again.
+
     Example:  raybench status results -w
     """
     while True:
@@ -49,7 +52,11 @@ def status(
             show(rows, as_json=False)
             for cause in causes:
                 output.print(
-                    f"{cause['count']:,} {cause['status']}: {cause['reason']}", markup=False
+                    f"\n{cause['count']:,} {cause['status']} in {cause['suite']}: "
+                    f"{cause['reason']}\n"
+                    f"  such as  raybench runs logs {cause['example']} {store}\n"
+                    f"  again    {cause['retry']}",
+                    markup=False,
                 )
         if not watch:
             return
@@ -58,9 +65,10 @@ def status(
 
 def _status(store: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     from raybench import store as results
+    from raybench.causes import failures
 
-    rows = []
-    causes: Counter[tuple[str, str]] = Counter()
+    rows: list[dict[str, Any]] = []
+    causes: list[dict[str, Any]] = []
     for suite in results.suites(store):
         for scale in results.scales(store, suite):
             frame = results.table(store, suite, scale=scale).drop_duplicates("run_id")
@@ -77,14 +85,27 @@ def _status(store: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
                 }
             )
             failed = frame[frame["status"] == "failed"]
-            causes.update(("failed", str(reason)) for reason in failed["reason"])
-    listed = [
-        {"status": kind, "reason": reason, "count": count}
-        for (kind, reason), count in causes.most_common(10)
-    ]
-    return rows, listed
+            if not len(failed):
+                continue
+            _, document = resolved(store / suite)
+            named = "" if scale == "default" else scale
+            again = retry(command(suite, {**document, "scale": named}), store)
+            causes += [
+                {
+                    "suite": suite,
+                    "scale": scale,
+                    "status": group.status,
+                    "reason": group.reason,
+                    "count": group.count,
+                    "example": group.run_ids[0],
+                    "retry": again,
+                }
+                for group in failures(failed, examples=1)
+            ]
+    return rows, sorted(causes, key=lambda each: -each["count"])[:_MOST_CAUSES]
 
 
+_MOST_CAUSES = 10
 _STATUSES = ("done", "diverged", "failed", "skipped")
 
 

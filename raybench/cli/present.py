@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raybench.cli.console import cell, output, print_json, show
 from raybench.cli.inspect import Json, StoreArgument, SuiteOption
-from raybench.cli.suites import bundled
-from raybench.errors import NothingMatched, RaybenchError
+from raybench.cli.suites import bundled, command, resolved, retry
+from raybench.errors import NothingMatched
 
 if TYPE_CHECKING:
     from raybench.analysis.figure import Figure, Rendered, Tables
@@ -168,8 +167,7 @@ def _figures(store: Path, suite: str, using: str | None) -> dict[str, Figure]:
     """Return the figures that `--using` names, or else the suite's `figures`, or its own."""
     from raybench.analysis import figures_for
 
-    path = store / suite / "suite.yaml"
-    named = _resolved(path)[1].get("figures") if path.exists() else None
+    named = resolved(store / suite)[1].get("figures")
     return figures_for(str(using or named or suite))
 
 
@@ -188,6 +186,7 @@ def _write_report(
     store: Path, suite: str, scale: str | None, using: str | None
 ) -> tuple[Path, Sequence[Rendered]]:
     from raybench import page
+    from raybench.causes import failures
     from raybench.store import scales
 
     chosen = scale or scales(store, suite)[0]
@@ -195,9 +194,12 @@ def _write_report(
     drawn = _render(store, suite, chosen, using)
     # A run that two budgets picked stands in the table twice.
     runs = tables.runs.drop_duplicates("run_id")
-    text, document = _resolved(store / suite / "suite.yaml")
+    text, document = resolved(store / suite)
     environment = document.get("environment", {})
-    command = "raybench import deepobs FOLDER" if chosen == PUBLISHED else _command(suite, document)
+    imported = chosen == PUBLISHED
+    words = command(suite, document)
+    found = failures(runs)
+    failed = any(group.status == "failed" for group in found)
     data = page.ReportData(
         title=suite,
         description=str(document.get("description", "")),
@@ -206,38 +208,14 @@ def _write_report(
         protocol=page.protocol(runs),
         counts=page.counts(runs),
         figures=drawn,
-        failures=page.failures(runs),
+        failures=found,
         suite_yaml=text,
         environment=[(str(key), str(value)) for key, value in environment.items()],
-        commands=[command, f"raybench verify {store}"],
+        commands=[
+            "raybench import deepobs FOLDER" if imported else shlex.join(words),
+            f"raybench verify {store}",
+        ],
+        retry=retry(words, store) if failed and not imported else "",
         generated=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
     return page.write_report(store / suite / f"report-{chosen}.html", data), drawn
-
-
-def _command(suite: str, document: Mapping[str, Any]) -> str:
-    """Return the command that runs a suite as it was run."""
-    file = str(document.get("file", suite))
-    words = ["raybench", "run", suite if suite in bundled() and file == f"{suite}.yaml" else file]
-    if document.get("scale"):
-        words += ["--scale", str(document["scale"])]
-    for code in document.get("code", ()):
-        words += ["--allow-code", str(code)]
-    words += [f"{key}={_flow(value)}" for key, value in (document.get("overrides") or {}).items()]
-    return shlex.join(words)
-
-
-def _flow(value: Any) -> str:
-    """Return a value as YAML on one line, which JSON is."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _resolved(path: Path) -> tuple[str, dict[str, Any]]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    text = path.read_text(encoding="utf-8")
-    try:
-        return text, YAML(typ="safe", pure=True).load(text) or {}
-    except YAMLError as error:
-        raise RaybenchError(f"{path} is damaged: {error}; run the suite again") from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import shlex
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybench.errors import UsageError, suggest
+from raybench.errors import RaybenchError, UsageError, suggest
 
 if TYPE_CHECKING:
     from raybench.suite import Suite
@@ -59,3 +61,38 @@ def load(
         usercode.allow(file)
     path, label = find(name)
     return suite.load(suite.read(path, label), scale, overrides(words))
+
+
+def resolved(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return the resolved suite in a folder of the store, as text and values; empty if none is."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    path = folder / "suite.yaml"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    try:
+        return text, YAML(typ="safe", pure=True).load(text) or {}
+    except YAMLError as error:
+        raise RaybenchError(f"{path} is damaged: {error}; run the suite again") from error
+
+
+def command(suite: str, document: Mapping[str, Any]) -> list[str]:
+    """Return the words of the command that runs a suite as it was run; see `resolved`."""
+    file = str(document.get("file", suite))
+    words = ["raybench", "run", suite if suite in bundled() and file == f"{suite}.yaml" else file]
+    if document.get("scale"):
+        words += ["--scale", str(document["scale"])]
+    for code in document.get("code", ()):
+        words += ["--allow-code", str(code)]
+    words += [f"{key}={_flow(value)}" for key, value in (document.get("overrides") or {}).items()]
+    return words
+
+
+def _flow(value: Any) -> str:
+    """Return a value as YAML on one line, which JSON is."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def retry(words: Sequence[str], store: Path) -> str:
+    """Return the command that tries the failed runs of a suite again."""
+    return shlex.join([*words, "--lf", "-o", str(store)])

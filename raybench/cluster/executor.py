@@ -9,13 +9,13 @@ not walk all trials.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
 import socket
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,8 @@ class RayExecutor:
     ) -> None:
         """Carry out the batches and report as their runs are stored.
 
-        A batch whose process dies is retried; one that fails for good is reported as finished
-        without its runs, with the reason.
+        A batch whose process dies is reported as broken, with the reason, and is not retried:
+        who was in flight is for the caller to find out.
         """
         # By what Ray has to know of them: all others go through the same workers.
         kinds: dict[tuple[float, float, int], list[Batch]] = {}
@@ -112,6 +112,7 @@ class RayExecutor:
         folder: Path,
     ) -> None:
         resources = batches[0].resources
+        relay = _Relay(on_progress)
         tune.run(
             BatchTrainable,
             name="tune",
@@ -120,13 +121,16 @@ class RayExecutor:
             scheduler=_Unhurried(),
             num_samples=len(batches),
             resources_per_trial={"cpu": resources.cpu, "gpu": resources.gpu},
-            callbacks=[_Relay(on_progress)],
+            callbacks=[relay],
+            stop=_Stop(relay),
             reuse_actors=True,
-            max_failures=resources.retries,
+            max_failures=0,
             raise_on_failed_trial=False,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         )
+        if relay.raised is not None:
+            raise relay.raised
 
     def _start(self, cpus: int | None, quiet: Mapping[str, Any]) -> None:
         # A folder of its own: nothing stays in /tmp, and no other user can read what is in it.
@@ -172,13 +176,11 @@ class BatchTrainable(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """Go on until some runs have been stored, and return what became of them."""
         progress = next(self._work)
-        return {
-            "batch_id": progress.batch_id,
-            "statuses": dict(progress.statuses),
-            "reasons": dict(progress.reasons),
-            "lanes": progress.lanes,
-            "done": progress.finished,
-        }
+        return {**progress.plain(), "done": progress.finished}
+
+    def cleanup(self) -> None:
+        """Store what has been computed: Tune ends the batch early."""
+        self._work.close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save nothing: what is stored in Parquet is the checkpoint."""
@@ -217,33 +219,57 @@ class _Unhurried(FIFOScheduler):  # type: ignore[misc]
 
 
 class _Relay(tune.Callback):  # type: ignore[misc]
-    """Passes on what trials report."""
+    """Passes on what trials report.
+
+    Attributes:
+        raised: by whom it is passed on to. Tune would take it for a failure of its own: it is told
+            to stop instead, and this is raised after it has.
+    """
 
     def __init__(self, on_progress: Callable[[Progress], None]) -> None:
         self._on_progress = on_progress
+        self.raised: Exception | None = None
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self._on_progress(
-            Progress(
-                result["batch_id"],
-                Counter(result["statuses"]),
-                Counter(result["reasons"]),
-                bool(result["done"]),
-                int(result["lanes"]),
-            )
-        )
+        self._pass_on(Progress.of(result))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        batch = decode(trial.config["batch"])
-        self._on_progress(Progress(batch.batch_id, reasons=Counter([_cause(trial)]), finished=True))
+        batch_id = json.loads(trial.config["batch"])["batch_id"]
+        self._pass_on(Progress(batch_id, finished=True, broken=_cause(trial)))
+
+    def _pass_on(self, progress: Progress) -> None:
+        if self.raised is not None:
+            return
+        try:
+            self._on_progress(progress)
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is raised later)
+            self.raised = error
+
+
+class _Stop(tune.Stopper):  # type: ignore[misc]
+    """Ends all trials once the relay's listener has raised."""
+
+    def __init__(self, relay: _Relay) -> None:
+        self._relay = relay
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._relay.raised is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles it into its snapshots, and listeners cannot be pickled
 
 
 def _cause(trial: Any) -> str:
     file = Path(trial.error_file or "")
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if "running low on memory" in text:
+        return "the worker process was killed: its node ran low on memory"
     if "actor died" in text or "worker process has died" in text or "ActorDiedError" in text:
         return "the worker process died (killed, or out of memory)"
     return lines[-1][:300] if lines else "the batch failed without a message"

@@ -144,7 +144,7 @@ ONE_SHOT: Final = "one_shot"
 
 
 class Limits(Spec):
-    """`run` refuses to start past any of these."""
+    """`run` refuses to start past any of these, but for the last two, which it ends at."""
 
     runs: int | None = Field(default=None, ge=1)
     """Runs in all."""
@@ -154,6 +154,13 @@ class Limits(Spec):
     """Estimated GPU-hours."""
     disk_gb: float | None = Field(default=None, gt=0)
     """Estimated size of the results in GB."""
+    failures: float | None = Field(default=0.25, gt=0)
+    """How many runs may fail by one cause (the same error, but for numbers in it) before the suite
+    stops: a number, or below 1 a share of the runs to do (10 may always fail); null: all."""
+    wall_s: float | None = Field(default=None, gt=0)
+    """Seconds that runs which train at the same time may take. Past it they are tried in smaller
+    groups, and a run that is past it alone has failed. With --in-process code that never comes back
+    to Python cannot be ended."""
 
 
 class Resources(Spec):
@@ -170,7 +177,8 @@ class Resources(Spec):
     ranks: Literal[1] = 1
     """Processes that share one run; only 1 in this version."""
     retries: int = Field(default=3, ge=0)
-    """How often a batch starts again after its process died."""
+    """How often a run is tried again after a process died in which it was the only one. Then it is
+    in quarantine, and only --lf tries it."""
 
 
 SPECS: Final[Mapping[str, type[Spec]]] = {

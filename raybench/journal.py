@@ -1,0 +1,220 @@
+"""Which runs were in flight when a process died: one small file a batch, while it lasts.
+
+    STORE/SUITE/journal/SESSION/lock           held by the driver as long as it lives
+    STORE/SUITE/journal/SESSION/BATCH-*.jsonl  a line before each group and one after it
+
+A worker writes its batch's file and removes it when the batch has ended, whatever became of the
+runs. A file that is still there is of a process that died, and its last line says under which
+runs. What Python has to say about a crash (the traceback of a segmentation fault, or of what hung
+past the wall limit) is written to the same file.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from raybench.errors import UnavailableError
+
+IN_PROCESS: Final = "in-process"
+"""The engine whose process is the driver's own."""
+_CRASH: Final = "Fatal Python error: "
+_TIMEOUT: Final = "Timeout ("
+_STDERR: Final = 2
+_LOG: Final = 8000  # characters of a traceback that are kept
+
+
+class Journal:
+    """What a worker notes of its batch.
+
+    Args:
+        folder: the session's folder; None notes nothing.
+        batch_id: the batch.
+        run_ids: of the runs that are to be carried out, in their order.
+        engine: what executes it. Unless it is the driver's own process, a crash is told here too.
+        wall_s: the wall limit in seconds, for the reader.
+
+    Attributes:
+        dump: the file descriptor that tracebacks of a dying process go to, None if the process
+            is the driver's own and not to be ended.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        batch_id: str,
+        run_ids: Sequence[str],
+        engine: str,
+        wall_s: float | None = None,
+    ) -> None:
+        self.dump: int | None = None
+        self._file: int | None = None
+        if folder is None:
+            return
+        self._path = folder / f"{batch_id}-{secrets.token_hex(4)}.jsonl"
+        try:
+            self._file = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise UnavailableError(
+                f"{self._path} cannot be written ({error.strerror}); every node needs the store at "
+                "this path"
+            ) from error
+        self._place = {run_id: place for place, run_id in enumerate(run_ids)}
+        facts = {"batch": batch_id, "engine": engine, "wall_s": wall_s, "runs": list(run_ids)}
+        self._write(facts)
+        if engine != IN_PROCESS:
+            self.dump = self._file
+            faulthandler.enable(self._file, all_threads=False)
+
+    def begin(self, run_ids: Sequence[str]) -> None:
+        """Note that this piece of the batch, and no other run, is carried out from now on."""
+        if self._file is not None:
+            self._write({"begin": self._place[run_ids[0]], "count": len(run_ids)})
+
+    def end(self) -> None:
+        """Note that no run is being carried out."""
+        if self._file is not None:
+            self._write({"count": 0})
+
+    def close(self) -> None:
+        """Remove the file: the batch has ended without a death."""
+        if self._file is None:
+            return
+        if self.dump is not None:
+            faulthandler.enable(_STDERR, all_threads=False)  # before the descriptor is another's
+        os.close(self._file)
+        self._path.unlink(missing_ok=True)
+        self._file = self.dump = None
+
+    def _write(self, line: dict[str, Any]) -> None:
+        assert self._file is not None
+        # Appended in one call, so that a line is there whole; the kernel keeps it if we die.
+        os.write(self._file, json.dumps(line).encode() + b"\n")
+
+
+@dataclass(frozen=True)
+class Death:
+    """A process died while these runs, and no others, were being carried out in it.
+
+    Attributes:
+        name: of the file that tells it.
+        batch_id: the batch that died with the process.
+        run_ids: the runs in flight.
+        engine: what executed the batch.
+        reason: of the death, as far as the process could tell; else empty.
+        log: the traceback that it left.
+        slow: whether it was ended because it ran past the wall limit.
+    """
+
+    name: str
+    batch_id: str
+    run_ids: tuple[str, ...]
+    engine: str
+    reason: str = ""
+    log: str = ""
+    slow: bool = False
+
+
+class Journals:
+    """The journals of a session, for its driver. What sessions left that died is taken over.
+
+    Args:
+        folder: where sessions have their folders.
+
+    Attributes:
+        session: the name of this session's folder, for the workers.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.session = secrets.token_hex(8)
+        self._folder = folder / self.session
+        begun = folder / f".{self.session}"
+        try:
+            begun.mkdir(parents=True)
+            self._lock = _locked(begun)  # before it has its name, so that nobody takes it over
+            begun.replace(self._folder)
+        except OSError as error:
+            raise UnavailableError(f"{folder} cannot be written: {error.strerror}") from error
+        for other in folder.iterdir():
+            if other != self._folder and not other.name.startswith("."):
+                self._take_over(other)
+
+    def deaths(self) -> list[Death]:
+        """Return the deaths so far, in order. To be asked while no batch is being carried out."""
+        paths = sorted(self._folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+        found = [_read(path) for path in paths]
+        return [death for death in found if death is not None]
+
+    def close(self) -> None:
+        """Remove the session's folder: its driver has seen everything in it."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
+
+    def _take_over(self, other: Path) -> None:
+        lock = _locked(other)
+        if lock is None:
+            return  # its driver lives
+        with lock:
+            for path in other.glob("*.jsonl"):
+                death = _read(path)
+                # Workers die with their driver, through no fault of a run: what they had in
+                # flight is worth a closer look, but is not held against a run that was alone.
+                if death and (death.engine == IN_PROCESS or len(death.run_ids) > 1):
+                    path.replace(self._folder / path.name)
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def folder_of(suite_folder: Path, session: str) -> Path | None:
+    """Return where the journals of a session are; None for no session."""
+    return suite_folder / "journal" / session if session else None
+
+
+def _locked(folder: Path) -> IO[str] | None:
+    """Return the open lock of a session's folder, or None if a living driver holds it."""
+    try:
+        file = (folder / "lock").open("a", encoding="ascii")
+    except OSError:
+        return None  # removed meanwhile, by its own driver
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:
+        pass  # a file system without locks: sessions cannot be told apart from dead ones there
+    return file
+
+
+def _read(path: Path) -> Death | None:
+    """Return the death that a journal tells; None if no run was in flight."""
+    facts: dict[str, Any] = {}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    log = ""
+    for place, line in enumerate(lines):
+        try:
+            facts |= json.loads(line)
+        except ValueError:
+            log = "\n".join(lines[place:])[-_LOG:]
+            break
+    if not facts.get("count"):
+        return None
+    run_ids = facts["runs"][facts["begin"] : facts["begin"] + facts["count"]]
+    slow = log.startswith(_TIMEOUT)
+    reason = past_wall(facts["wall_s"]) if slow else ""
+    if log.startswith(_CRASH):
+        reason = f"the process crashed: {log.splitlines()[0].removeprefix(_CRASH)}"
+    return Death(path.name, facts["batch"], tuple(run_ids), facts["engine"], reason, log, slow)
+
+
+def past_wall(seconds: float) -> str:
+    """Return the reason of a run that did not end in time."""
+    return f"wall limit: still going after {seconds:g} s (limits.wall_s)"
