@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from raybench.analysis.figure import Rendered, verdict_counts
 
-STATUSES = ("done", "diverged", "failed", "skipped")
+STATUSES = ("done", "stopped", "diverged", "failed", "skipped")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def counts(runs: pd.DataFrame) -> list[tuple[str, int]]:
 
 def failures(runs: pd.DataFrame, examples: int = 3) -> list[Failure]:
     """Return the runs that are not done, grouped by status and cause, the most frequent first."""
-    lost = runs[runs["status"].astype(str) != "done"]
+    lost = runs[~runs["status"].astype(str).isin(["done", "stopped"])]
     causes = lost["reason"].fillna("").astype(str) if "reason" in lost else lost["status"].map(str)
     groups = lost["run_id"].astype(str).groupby([lost["status"].astype(str), causes.map(_cause)])
     found = [

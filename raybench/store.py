@@ -29,7 +29,9 @@ from raybench import untrained
 from raybench.errors import NothingMatched, UnavailableError
 from raybench.schema import SCHEMAS, TABLES, TableName
 
-FINISHED: Final = ("done", "diverged")
+ENDED: Final = ("done", "stopped")
+"""Statuses of runs whose last values are results."""
+FINISHED: Final = (*ENDED, "diverged")
 """Statuses that are not run again."""
 
 _log = logging.getLogger(__name__)
@@ -88,7 +90,7 @@ class SuiteStore:
         return dict(zip(frame["run_id"], frame["status"], strict=True))
 
     def summaries(self, column: str) -> dict[str, float]:
-        """Return `summary.<column>` by run_id: infinite for runs that did not end as done."""
+        """Return `summary.<column>` by run_id: infinite for runs that were lost."""
         name = f"summary.{column}"
         with _connection(self.folder) as connection:
             if name not in _columns(connection, "runs"):
@@ -96,7 +98,7 @@ class SuiteStore:
             else:
                 rows = connection.execute(f'select run_id, status, "{name}" from runs').fetchall()
         return {
-            run_id: value if status == "done" and value is not None else float("inf")
+            run_id: value if status in ENDED and value is not None else float("inf")
             for run_id, status, value in rows
         }
 

@@ -70,7 +70,7 @@ def _counts(
 ) -> tuple[list[dict[str, Any]], list[Planned], dict[str, float]]:
     """Return a row a case with counts, the runs to do, and the seconds of finished ones."""
     from raybench.plan import distinct, to_do
-    from raybench.store import SuiteStore, table
+    from raybench.store import ENDED, SuiteStore, table
 
     statuses: dict[str, str] = {}
     seconds: dict[str, list[float]] = {}
@@ -85,7 +85,7 @@ def _counts(
         except NothingMatched:
             walls = {}  # never planned at this scale: the time is measured
         for planned in runs:
-            if statuses.get(planned.run.run_id) == "done" and planned.run.run_id in walls:
+            if statuses.get(planned.run.run_id) in ENDED and planned.run.run_id in walls:
                 seconds.setdefault(planned.run.batch_key, []).append(walls[planned.run.run_id])
     rows = _count_rows(runs, statuses)
     means = {key: sum(walls) / len(walls) for key, walls in seconds.items()}
@@ -93,6 +93,7 @@ def _counts(
 
 
 _BOOKKEEPING = ("phase", "arm", "trial", "study")
+_COUNTED = ("done", "stopped", "diverged", "failed")
 _MOST_ROWS = 30
 
 
@@ -104,7 +105,7 @@ def _count_rows(runs: Sequence[Planned], statuses: dict[str, str]) -> list[dict[
         status = statuses.get(planned.run.run_id, "")
         counter = groups.setdefault(names, Counter())
         counter["runs"] += 1
-        counter[status if status in ("done", "diverged", "failed") else "missing"] += 1
+        counter[status if status in _COUNTED else "missing"] += 1
     depth = max(map(len, groups), default=0)
     while len(groups) > _MOST_ROWS and depth > 1:
         depth -= 1
@@ -122,9 +123,7 @@ def _count_row(name: str, counts: Counter[str]) -> dict[str, Any]:
     return {
         "case": name,
         "runs": counts["runs"],
-        "done": counts["done"],
-        "diverged": counts["diverged"],
-        "failed": counts["failed"],
+        **{status: counts[status] for status in _COUNTED},
         "to do": counts["missing"] + counts["failed"],
     }
 

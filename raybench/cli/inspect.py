@@ -85,7 +85,7 @@ def _status(store: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return rows, listed
 
 
-_STATUSES = ("done", "diverged", "failed", "skipped")
+_STATUSES = ("done", "stopped", "diverged", "failed", "skipped")
 
 
 @runs.command("ls")
