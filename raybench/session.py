@@ -25,6 +25,8 @@ from raybench.schema import runs_table
 from raybench.spec import digest
 from raybench.store import SuiteStore
 from raybench.suite import Planned, Suite
+from raybench.suite.later import Later, Searcher
+from raybench.suite.protocol import Arm
 from raybench.suite.sections import Select
 from raybench.work import Progress, identity, versions
 
@@ -114,6 +116,8 @@ class Session:
                 raise NothingMatched(
                     f"{suite.name} has no such run; give the scale and overrides it was run with"
                 )
+        if suite.num_suggestions:
+            _require_searcher()
         store = SuiteStore(self.root, suite.name)
         store.write_suite(resolved(suite))
         self._plan(store, suite.runs)
@@ -123,13 +127,17 @@ class Session:
             executed = self._phase("search" if suite.tune else "run", suite.runs, store, executor)
             runs = list(suite.runs)
             lost: list[str] = []
-            if suite.num_refinements:
-                refined = suite.refinements(self._values(store, runs))
-                runs += refined
+            later = Later(suite, _searcher)
+            count = 0
+            while len(more := later.search(self._values(store, runs))) > count:
+                seen = {planned.run.run_id for planned in runs}
+                new = [planned for planned in more if planned.run.run_id not in seen]
+                count, runs = len(more), [*suite.runs, *more]
                 self._plan(store, runs)
-                executed += self._phase("refine", refined, store, executor)
+                phase = " and ".join(dict.fromkeys(str(p.labels["phase"]) for p in new))
+                executed += self._phase(phase, new, store, executor) if new else 0
             if suite.num_confirmations:
-                confirmed, lost = suite.confirmations(self._values(store, runs))
+                confirmed, lost = later.confirm(self._values(store, runs))
                 runs += confirmed
                 self._plan(store, runs)
                 executed += self._phase("confirm", confirmed, store, executor)
@@ -263,9 +271,21 @@ class Session:
         store.write_plan(self.suite.scale, rows)
 
 
+def _require_searcher() -> None:
+    from raybench.cluster.searcher import require
+
+    require()
+
+
+def _searcher(arm: Arm) -> Searcher:
+    from raybench.cluster.searcher import OptunaSearcher  # Ray and Optuna: only where asked for
+
+    return OptunaSearcher(arm.space, arm.seed)
+
+
 def refuse_past_runs(suite: Suite) -> None:
     """Raise RefusedError if a suite has more runs than its limits allow."""
-    count = len(distinct(suite.runs)) + suite.num_refinements + suite.num_confirmations
+    count = len(distinct(suite.runs)) + suite.num_later
     most = suite.limits.runs
     if most is not None and count > most:
         raise RefusedError(

@@ -46,8 +46,10 @@ def plan(
         "scale": made.scale,
         "arms_to_confirm": len(made.arms),
         "refinements": made.num_refinements,
+        "promotions": made.num_promotions,
+        "suggestions": made.num_suggestions,
         "confirmations": made.num_confirmations,
-        "runs_in_all": len(distinct(made.runs)) + _later(made),
+        "runs_in_all": len(distinct(made.runs)) + made.num_later,
         "unequal_budgets": unequal(made.arms, made.options),
         "batch_keys": cost.keys,
         "measured_keys": cost.measured,
@@ -132,9 +134,12 @@ def _estimate(
     made: Suite, todo: Sequence[Planned], finished: dict[str, float], cores: int
 ) -> Estimate:
     from raybench.estimate import estimate
+    from raybench.suite.later import Later
 
     slots = max(1, int(cores / made.resources.cpu))
-    extra = _later(made) if todo else 0
+    samples = Later(made).samples() if todo or made.num_suggestions else []
+    extra = made.num_later - len(samples) if todo else 0
+    todo = [*todo, *samples]
     return estimate(
         todo, finished_seconds=finished, resources=made.resources, slots=slots, extra_runs=extra
     )
@@ -148,7 +153,7 @@ def _print_plan(
     for reason, count in skipped.items():
         output.print(f"{count:,} skipped: {reason}")
     _print_protocol(made)
-    if not cost.keys and not _later(made):
+    if not cost.keys and not made.num_later:
         output.print("nothing to do")
         return
     if cost.problem:
@@ -168,11 +173,6 @@ def _print_plan(
         output.print("measured without a GPU, which the suite asks for: one will be faster")
 
 
-def _later(made: Suite) -> int:
-    """Return how many runs will follow once results have shown which."""
-    return made.num_refinements + made.num_confirmations
-
-
 def _print_protocol(made: Suite) -> None:
     from raybench.plan import distinct
     from raybench.suite.protocol import unequal
@@ -181,10 +181,14 @@ def _print_protocol(made: Suite) -> None:
         return
     if made.num_refinements:
         output.print(f"then {made.num_refinements:,} runs from the box of each arm's best trials")
+    if made.num_promotions:
+        output.print(f"then at most {made.num_promotions:,} runs of rungs that are longer")
+    if made.num_suggestions:
+        output.print(f"then {made.num_suggestions:,} runs of trials that tpe chooses as it goes")
     if made.num_confirmations:
         output.print(f"then {made.num_confirmations:,} confirmation runs, chosen by the search")
     output.print(
-        f"in all {len(distinct(made.runs)) + _later(made):,} runs of {len(made.arms)} arms"
+        f"in all {len(distinct(made.runs)) + made.num_later:,} runs of {len(made.arms)} arms"
     )
     less = unequal(made.arms, made.options)
     if not less:
