@@ -14,13 +14,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from ruamel.yaml import YAML
 
 from raybench import usercode
+from raybench.climbs import climbs
 from raybench.errors import NothingMatched, RefusedError
-from raybench.plan import Batch, batches, distinct, to_do
+from raybench.plan import Batch, Climb, batches, distinct, to_do
 from raybench.schema import runs_table
 from raybench.spec import digest
 from raybench.store import SuiteStore
@@ -49,6 +50,20 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Let go of what the executor holds."""
+        ...
+
+
+@runtime_checkable
+class Climber(Protocol):
+    """An executor that can let the trials of asynchronous halving overtake one another."""
+
+    def climb(
+        self,
+        climbs: Sequence[Climb],
+        store: SuiteStore,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        """Carry out the rungs of trials, each as far as its bracket lets it."""
         ...
 
 
@@ -124,10 +139,11 @@ class Session:
         self._store_skipped(store)
         executor: list[Executor] = []
         try:
-            executed = self._phase("search" if suite.tune else "run", suite.runs, store, executor)
+            later = Later(suite, _searcher)
+            executed = self._climb(later, store, executor) if suite.tune else 0
+            executed += self._phase("search" if suite.tune else "run", suite.runs, store, executor)
             runs = list(suite.runs)
             lost: list[str] = []
-            later = Later(suite, _searcher)
             count = 0
             while len(more := later.search(self._values(store, runs))) > count:
                 seen = {planned.run.run_id for planned in runs}
@@ -159,11 +175,39 @@ class Session:
             arms.setdefault(arm.tune.select, set()).add(arm.name)
         values: dict[str, float] = {}
         for select, names in arms.items():
-            column = select.metric.replace("/", ".") + (".best" if select.at == "best" else "")
-            found = store.summaries(column)
+            found = store.summaries(select.column)
             own = {p.run.run_id for p in runs if p.labels.get("arm") in names}
             values |= {run_id: found[run_id] for run_id in own & found.keys()}
         return values
+
+    def _climb(self, later: Later, store: SuiteStore, executor: list[Executor]) -> int:
+        """Let trials of asynchronous halving climb, where the executor can; return runs done."""
+        runs = [p for trial in later.climbing({}) for own in trial.rungs for p in own]
+        if not runs or self.only is not None or self.only_failed:
+            return 0
+        waiting = climbs(self.suite, later, self._values(store, runs))
+        if not waiting:
+            return 0
+        self._prepare(runs, executor)
+        climber = executor[0]
+        if not isinstance(climber, Climber):
+            return 0
+        self.watcher.begin("rung", len(runs), 0, len(runs))
+        executed: Counter[str] = Counter()
+
+        def on_progress(progress: Progress) -> None:
+            executed.update(progress.statuses)
+            self.watcher.update(progress)
+
+        climber.climb(waiting, store, on_progress)
+        return executed.total()
+
+    def _prepare(self, runs: Sequence[Planned], executor: list[Executor]) -> None:
+        """Ask for what the runs need, and make the executor if there is none yet."""
+        for procedure in {id(p.run.procedure): p.run.procedure for p in runs}.values():
+            procedure.require()
+        if not executor:
+            executor.append(self.make_executor())
 
     def _phase(
         self, name: str, runs: Sequence[Planned], store: SuiteStore, executor: list[Executor]
@@ -178,10 +222,7 @@ class Session:
         self.watcher.begin(name, len(distinct(runs)), finished, len(missing))
         if not missing:
             return 0
-        for procedure in {id(p.run.procedure): p.run.procedure for p in missing}.values():
-            procedure.require()
-        if not executor:
-            executor.append(self.make_executor())
+        self._prepare(missing, executor)
         made = batches(
             missing,
             suite=self.suite.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 import raybench
 from raybench.catalog import suite_schema
 from raybench.cli import app
+from raybench.climbs import climbs
 from raybench.errors import MissingError, SuiteError
 from raybench.local import LocalExecutor
 from raybench.session import Outcome, Session
@@ -206,6 +208,11 @@ def test_seeds_of_a_trial_go_on_together() -> None:
             HEAD,
             "halving and refine",
         ),
+        (
+            "{halving: {min_steps: 3it, asynchronous: true}, budgets: {small: 3}}",
+            HEAD,
+            "asynchronous halving has one bracket",
+        ),
         ("{at_once: 3}", HEAD, "at_once is for method tpe"),
         (
             "{halving: {min_steps: 3it}}",
@@ -300,6 +307,76 @@ def test_a_search_goes_on_where_it_was_left(tmp_path: Path) -> None:
     assert carried_out(suite(), tmp_path).executed == gone
     after = raybench.table(tmp_path)
     assert set(before["run_id"]) < set(after["run_id"])
+
+
+# Rungs that are not waited for.
+
+ASYNCHRONOUS = TUNE.replace("eta: 3", "eta: 3, asynchronous: true")
+
+
+def test_without_ray_asynchronous_halving_waits_for_its_rungs(tmp_path: Path) -> None:
+    tables = []
+    for name, tune in (("one", TUNE), ("other", ASYNCHRONOUS)):
+        carried_out(suite(tune), tmp_path / name)
+        frame = raybench.table(tmp_path / name)[["run_id", "status", "summary.test.loss"]]
+        tables.append(frame.sort_values("run_id").reset_index(drop=True))
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+def test_a_bracket_that_is_over_is_taken_as_it_is_stored() -> None:
+    made = suite(ASYNCHRONOUS)
+    later = Later(made)
+    climbing = later.climbing({})
+    assert [len(trial.rungs) for trial in climbing] == [3] * 9
+    values = {trial.rungs[0][0].run.run_id: float(k) for k, trial in enumerate(climbing)}
+    # Trial 8 came first and went on; trial 0, which is better, came last and did not.
+    for rung in (1, 2):
+        values[climbing[8].rungs[rung][0].run.run_id] = 8.0
+    assert later.climbing(values) == []
+    assert [(p.labels["trial"], p.labels["rung"]) for p in later.search(values)] == [(8, 2), (8, 3)]
+    confirmed, _ = later.confirm(values)
+    assert {p.labels["trial"] for p in confirmed} == {8}
+
+
+def test_a_bracket_that_is_not_over_goes_on_with_what_is_known() -> None:
+    made = suite(ASYNCHRONOUS)
+    later = Later(made)
+    values = ended(made.runs, {trial: float(trial) for trial in range(9)} | {3: math.inf})
+    climbing = climbs(made, later, values)
+    assert [climb.scores for climb in climbing[:2]] == [(0.0, None, None), (1.0, None, None)]
+    assert climbing[3].scores == (math.inf, None, None)
+    assert len({climb.bracket for climb in climbing}) == 1
+    assert all(len({b.batch_id for b in climb.rungs}) == 3 for climb in climbing)
+    # Without Ray the rungs go on from there, all of them decided when they are over.
+    assert trials(later.search(values), 2) == [0, 1, 2]
+
+
+def test_brackets_do_not_mix() -> None:
+    from raybench.cluster.climb import Brackets
+
+    class Tried:
+        def __init__(self, name: str, bracket: str) -> None:
+            self.trial_id = name
+            self.config = {"bracket": bracket}
+
+    made = suite(ASYNCHRONOUS)
+    (first, *_), brackets = climbs(made, Later(made), {}), ("a", "b")
+    scheduler = Brackets([dataclasses.replace(first, bracket=name) for name in brackets])
+
+    def told(bracket: str, number: int, score: float, resource: int = 1) -> str:
+        trial = Tried(f"{bracket}{number}", bracket)
+        scheduler.on_trial_add(None, trial)
+        return scheduler.on_trial_result(None, trial, {"score": score, "resource": resource})
+
+    # One of three goes on: the best of those that have come so far.
+    assert [told("a", k, score) for k, score in enumerate([1.0, 2.0, 3.0, 0.5])] == [
+        "CONTINUE",
+        "STOP",
+        "STOP",
+        "CONTINUE",
+    ]
+    assert told("b", 0, 9.0) == "CONTINUE"
+    assert told("a", 9, 9.0, resource=9) == "STOP"  # it has come to the end
 
 
 # Trials that are chosen by results.

@@ -20,7 +20,7 @@ from raybench.analysis.rows import DONE, ENDED, Missing, need, with_intervals
 MAX_METRICS, MAX_SETTINGS, MAX_LINES = 3, 4, 10
 """What fits on a page; what is left out is named in the caption and stays in the CSV."""
 PREFERRED = ("test.error", "test.loss", "valid.error", "valid.loss", "train.error", "train.loss")
-_HIDDEN = ("label.phase", "label.trial", "label.arm")
+_HIDDEN = ("label.phase", "label.trial", "label.arm", "label.rung")
 
 
 def _series(runs: pd.DataFrame) -> pd.Series:

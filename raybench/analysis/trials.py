@@ -23,6 +23,8 @@ EDGE = 1000.0
 def searched(tables: Tables) -> pd.DataFrame:
     """Return the trials of the search (not of its refinement), constant schedule, with `lr`."""
     frame = scored(tables)
+    if (frame["phase"] == "rung").any():
+        raise Missing("trials that are all trained to the end; halving stopped some")
     trials = frame[(frame["phase"] == "search")]
     constant = trials[trials["schedule"] == CONSTANT]
     trials = trials if constant.empty else constant

@@ -94,7 +94,7 @@ def _counts(
     return rows, to_do(runs, statuses), means
 
 
-_BOOKKEEPING = ("phase", "arm", "trial", "study")
+_BOOKKEEPING = ("phase", "arm", "trial", "study", "rung")
 _COUNTED = ("done", "stopped", "diverged", "failed")
 _MOST_ROWS = 30
 

@@ -26,8 +26,9 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from raybench.errors import UnavailableError
-from raybench.plan import Batch, decode
+from raybench.plan import Batch, Climb, decode
 from raybench.store import SuiteStore
+from raybench.suite import Resources
 from raybench.work import Progress, run_batch
 
 _log = logging.getLogger(__name__)
@@ -81,7 +82,25 @@ class RayExecutor:
         for resources in dict.fromkeys(batch.resources for batch in batches):
             same = [batch for batch in batches if batch.resources == resources]
             self._check(same[0])
-            self._tune(same, store, on_progress)
+            given = [{"batch": batch.encode(), "store": str(store.root)} for batch in same]
+            self._tune(BatchTrainable, given, _Unhurried(), _Relay(on_progress), resources)
+
+    def climb(
+        self,
+        climbs: Sequence[Climb],
+        store: SuiteStore,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        """Carry out trials that go on as soon as they are among the best that have got as far.
+
+        What a trial has stored when its process dies stays; the session does the rest.
+        """
+        from raybench.cluster.climb import Brackets, Climber, Relay, configs
+
+        self._check(climbs[0].rungs[0])
+        given = [*configs(climbs, store)]
+        resources = climbs[0].rungs[0].resources
+        self._tune(Climber, given, Brackets(climbs), Relay(on_progress), resources)
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
@@ -89,40 +108,34 @@ class RayExecutor:
         self._remove_folder()
 
     def _tune(
-        self, batches: Sequence[Batch], store: SuiteStore, on_progress: Callable[[Progress], None]
+        self,
+        trainable: type[tune.Trainable],
+        configs: Sequence[Mapping[str, Any]],
+        scheduler: FIFOScheduler,
+        relay: tune.Callback,
+        resources: Resources,
     ) -> None:
-        resources = batches[0].resources
         slots = max(1, int(self.slots / resources.cpu))
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(2, min(slots, 16)))
         folder = self._folder or Path(tempfile.mkdtemp(prefix="raybench-"))
         # Ray prints about lost workers; standard output belongs to what a verb answers.
         with contextlib.redirect_stdout(sys.stderr):
-            self._run_trials(batches, store, on_progress, folder)
+            tune.run(
+                trainable,
+                name="tune",
+                storage_path=str(folder / "tune"),
+                search_alg=_Queue(configs),
+                scheduler=scheduler,
+                num_samples=len(configs),
+                resources_per_trial={"cpu": resources.cpu, "gpu": resources.gpu},
+                callbacks=[relay],
+                reuse_actors=True,
+                max_failures=resources.retries,
+                raise_on_failed_trial=False,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            )
         shutil.rmtree(folder / "tune", ignore_errors=True)
-
-    def _run_trials(
-        self,
-        batches: Sequence[Batch],
-        store: SuiteStore,
-        on_progress: Callable[[Progress], None],
-        folder: Path,
-    ) -> None:
-        resources = batches[0].resources
-        tune.run(
-            BatchTrainable,
-            name="tune",
-            storage_path=str(folder / "tune"),
-            search_alg=_Queue([batch.encode() for batch in batches], str(store.root)),
-            scheduler=_Unhurried(),
-            num_samples=len(batches),
-            resources_per_trial={"cpu": resources.cpu, "gpu": resources.gpu},
-            callbacks=[_Relay(on_progress)],
-            reuse_actors=True,
-            max_failures=resources.retries,
-            raise_on_failed_trial=False,
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            verbose=0,
-        )
 
     def _start(self, cpus: int | None, quiet: Mapping[str, Any]) -> None:
         # A folder of its own: nothing stays in /tmp, and no other user can read what is in it.
@@ -184,16 +197,14 @@ class BatchTrainable(tune.Trainable):  # type: ignore[misc]
 
 
 class _Queue(Searcher):  # type: ignore[misc]
-    """Hands out the batches in order; Tune's own grid copies the whole list for each trial."""
+    """Hands out configs in order; Tune's own grid copies the whole list for each trial."""
 
-    def __init__(self, batches: Sequence[str], store: str) -> None:
+    def __init__(self, configs: Sequence[Mapping[str, Any]]) -> None:
         super().__init__(metric="done", mode="max")
-        self._batches = iter(batches)
-        self._store = store
+        self._configs = iter(configs)
 
     def suggest(self, trial_id: str) -> Any:
-        batch = next(self._batches, None)
-        return Searcher.FINISHED if batch is None else {"batch": batch, "store": self._store}
+        return next(self._configs, Searcher.FINISHED)
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         pass

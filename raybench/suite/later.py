@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from raybench.spec import Steps
-from raybench.suite.protocol import Arm, Trial
+from raybench.suite.protocol import Arm, Trial, furthest
 
 if TYPE_CHECKING:
     from raybench.suite.expand import Planned, Suite
@@ -33,6 +33,16 @@ class _Asked:
     searcher: Searcher
     trials: list[Trial] = field(default_factory=list)
     told: int = 0
+
+
+@dataclass(frozen=True)
+class Climbing:
+    """A trial of asynchronous halving: the runs of each rung, and its scores (nan: not ended)."""
+
+    arm: Arm
+    eta: int
+    rungs: list[list[Planned]]
+    scores: list[float]
 
 
 class Later:
@@ -90,7 +100,11 @@ class Later:
         for place, arm in self._arms():
             if arm.tune.halving:
                 trials = arm.trials
-                picks = arm.picks_of_rungs(self._rungs(place, arm, values), self._count(place, arm))
+                if climbed := self._climbed(place, arm, values):
+                    picks = {"": furthest([list(scores) for scores in climbed], climbed)}
+                else:
+                    rungs = self._rungs(place, arm, values)
+                    picks = arm.picks_of_rungs(rungs, self._count(place, arm))
             else:
                 trials = self._trials(place, arm, values)
                 picks = arm.picks(self._scores(place, arm, trials, values))
@@ -165,6 +179,8 @@ class Later:
 
     def _rungs(self, place: int, arm: Arm, values: Mapping[str, float]) -> list[dict[int, float]]:
         """Return the score of each trial of each rung that has begun; nan where it is not over."""
+        if climbed := self._climbed(place, arm, values):
+            return climbed
         rungs: list[dict[int, float]] = []
         numbers = list(range(len(arm.trials)))
         while numbers and len(rungs) < self._count(place, arm):
@@ -172,6 +188,37 @@ class Later:
             rungs.append({n: _score(arm, own, values) for n, own in runs.items()})
             numbers = arm.promoted(rungs)
         return rungs
+
+    def _climbed(self, place: int, arm: Arm, values: Mapping[str, float]) -> list[dict[int, float]]:
+        """Return the rungs of an asynchronous bracket as they are stored; none if it is not over.
+
+        It is over once one trial has come to the end: there is no other order that had to be kept.
+        """
+        assert arm.tune.halving is not None
+        rungs: list[dict[int, float]] = []
+        numbers = list(range(len(arm.trials))) if arm.tune.halving.asynchronous else []
+        while numbers and len(rungs) < self._count(place, arm):
+            runs = {n: self._of(place, arm, n, arm.trials[n], len(rungs)) for n in numbers}
+            scores = {n: _score(arm, own, values) for n, own in runs.items()}
+            rungs.append({n: score for n, score in scores.items() if not math.isnan(score)})
+            numbers = [n for n, score in rungs[-1].items() if math.isfinite(score)]
+        over = len(rungs) == self._count(place, arm) and len(rungs[0]) == len(arm.trials)
+        return rungs if over and rungs[-1] else []
+
+    def climbing(self, values: Mapping[str, float]) -> list[Climbing]:
+        """Return the trials of asynchronous brackets that are not over."""
+        found: list[Climbing] = []
+        for place, arm in self._arms():
+            halving = arm.tune.halving
+            if not halving or not halving.asynchronous or self._climbed(place, arm, values):
+                continue
+            for number, trial in enumerate(arm.trials):
+                count = range(self._count(place, arm))
+                rungs = [self._of(place, arm, number, trial, rung) for rung in count]
+                if not any(planned.skipped for planned in rungs[0]):
+                    scores = [_score(arm, own, values) for own in rungs]
+                    found.append(Climbing(arm, halving.eta, rungs, scores))
+        return found
 
     def _count(self, place: int, arm: Arm) -> int:
         """Return how many rungs an arm has."""
@@ -203,5 +250,5 @@ def _score(arm: Arm, runs: Sequence[Planned], values: Mapping[str, float]) -> fl
     own = [values.get(p.run.run_id, math.nan) for p in runs if not p.skipped]
     if not own:
         return math.inf
-    sign = 1.0 if arm.tune.select.mode == "min" else -1.0
+    sign = arm.tune.select.sign
     return sum(math.inf if math.isinf(value) else sign * value for value in own) / len(own)

@@ -129,7 +129,7 @@ class Arm:
             last = self._bracket(size, rungs)
             if last is None or (last and len(rungs) < count):
                 continue
-            found[budget] = _furthest([trials or [] for trials in members], rungs)
+            found[budget] = furthest([trials or [] for trials in members], rungs)
         return found
 
     def _bracket(self, size: int, rungs: Sequence[Mapping[int, float]]) -> list[int] | None:
@@ -189,7 +189,7 @@ class Arm:
         return found
 
 
-def _furthest(members: Sequence[Sequence[int]], rungs: Sequence[Mapping[int, float]]) -> int | None:
+def furthest(members: Sequence[Sequence[int]], rungs: Sequence[Mapping[int, float]]) -> int | None:
     """Return the best trial of the last rung that has one which was not lost there or later."""
     lost: set[int] = set()
     for trials, scores in zip(reversed(members), reversed(rungs[: len(members)]), strict=True):

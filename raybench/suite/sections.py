@@ -53,6 +53,16 @@ class Select(Spec):
     at: Literal["final", "best"] = "final"
     """The value at the end, or the lowest over time."""
 
+    @property
+    def column(self) -> str:
+        """Its name in a run's summary."""
+        return self.metric.replace("/", ".") + (".best" if self.at == "best" else "")
+
+    @property
+    def sign(self) -> float:
+        """What makes of a value a score, of which lower is better."""
+        return 1.0 if self.mode == "min" else -1.0
+
     @model_validator(mode="after")
     def _lowest_is_for_min(self) -> Self:
         if self.mode == "max" and self.at == "best":
@@ -94,6 +104,11 @@ class Halving(Spec):
     """Length of the first rung, in the unit that `steps` has."""
     eta: int = Field(default=3, ge=2)
     """The reduction factor: one trial in eta goes on, to a rung eta times as long."""
+    asynchronous: bool = False
+    """On Ray, whether a trial goes on at once if it is among the best 1/eta of those that have got
+    as far (ASHA, by Ray Tune's AsyncHyperBandScheduler, one trial at a time in a worker): for runs
+    that cannot share lanes. Who goes on then depends on the order of arrival, so another time it
+    may be others. Without Ray, rungs are decided when they are over."""
 
     def rungs(self, steps: Steps) -> list[Steps]:
         """Return the lengths of the rungs before the last one, which is `steps` long.
@@ -161,6 +176,8 @@ class Tune(Spec):
         if self.halving and (self.refine or self.method == "tpe"):
             other = "refine" if self.refine else "tpe"
             raise ValueError(f"halving and {other}: trials would be chosen by scores of all rungs")
+        if self.halving and self.halving.asynchronous and self.budgets is not None:
+            raise ValueError("asynchronous halving has one bracket: give trials, not budgets")
         if "at_once" in self.model_fields_set and self.method != "tpe":
             raise ValueError(f"at_once is for method tpe; {self.method} knows all trials at once")
         if self.refine and self.refine.best > self.refine.after:
