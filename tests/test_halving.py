@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -566,3 +567,11 @@ def test_plan_counts_and_times_what_will_follow(
     said = " ".join(result.output.split())
     for part in (*expected, "of one core"):
         assert part in said
+
+
+def test_the_suites_of_the_page_are_valid() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "stopping.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    made = [load(parse(block, "stopping.md")) for block in blocks]
+    assert [len(one.runs) for one in made] == [1, 27, 0]
+    assert [one.num_later for one in made] == [0, 9 + 3 + 1 + 5, 40 + 10]
