@@ -103,7 +103,7 @@ class Session:
     Args:
         suite: what to run.
         root: the store's folder.
-        make_executor: called once there is something to execute, and only then.
+        make_executor: called once there is something to execute, or trials to choose by results.
         watcher: told what happens.
         only: run ids to be run again, whatever their status; None for all that is missing.
         only_failed: of what is missing, only the runs that failed before.
@@ -139,7 +139,7 @@ class Session:
         self._store_skipped(store)
         executor: list[Executor] = []
         try:
-            later = Later(suite, _searcher)
+            later = Later(suite, lambda arm: self._searcher(arm, executor))
             executed = self._climb(later, store, executor) if suite.tune else 0
             executed += self._phase("search" if suite.tune else "run", suite.runs, store, executor)
             runs = list(suite.runs)
@@ -179,6 +179,13 @@ class Session:
             own = {p.run.run_id for p in runs if p.labels.get("arm") in names}
             values |= {run_id: found[run_id] for run_id in own & found.keys()}
         return values
+
+    def _searcher(self, arm: Arm, executor: list[Executor]) -> Searcher:
+        # The executor comes first: it says how Ray is set up, which is read when Ray is imported.
+        self._prepare([], executor)
+        from raybench.cluster.searcher import OptunaSearcher
+
+        return OptunaSearcher(arm.space, arm.seed)
 
     def _climb(self, later: Later, store: SuiteStore, executor: list[Executor]) -> int:
         """Let trials of asynchronous halving climb, where the executor can; return runs done."""
@@ -316,12 +323,6 @@ def _require_searcher() -> None:
     from raybench.cluster.searcher import require
 
     require()
-
-
-def _searcher(arm: Arm) -> Searcher:
-    from raybench.cluster.searcher import OptunaSearcher  # Ray and Optuna: only where asked for
-
-    return OptunaSearcher(arm.space, arm.seed)
 
 
 def refuse_past_runs(suite: Suite) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -98,7 +99,9 @@ class SuiteStore:
             else:
                 rows = connection.execute(f'select run_id, status, "{name}" from runs').fetchall()
         return {
-            run_id: value if status in ENDED and value is not None else float("inf")
+            run_id: value
+            if status in ENDED and value is not None and not math.isnan(value)
+            else math.inf
             for run_id, status, value in rows
         }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -188,6 +190,25 @@ def test_seeds_of_a_trial_go_on_together() -> None:
     values = {p.run.run_id: float(k) for k, p in enumerate(made.runs)}
     values[made.runs[0].run.run_id] = 100.0  # the mean of trial 0 is now the worst
     assert trials(Later(made).search(values), 2) == [1, 1]
+
+
+def test_an_arm_with_one_trial_has_no_rungs() -> None:
+    head = HEAD.replace(
+        "search: {optimizer.lr: {log_uniform: [1e-4, 0.3]}}\n",
+        "sweep:\n  - cases:\n"
+        "      sgd: {search: {optimizer.lr: {log_uniform: [1e-4, 0.3]}}}\n"
+        "      fixed: {optimizer: {name: sgd, lr: 0.01}}\n",
+    )
+    made = suite(TUNE, head)
+    phases = Counter((p.labels["arm"], p.labels["phase"]) for p in made.runs)
+    assert phases == {("sgd", "rung"): 9, ("fixed", "search"): 1}
+    confirmed, _ = made.confirmations({p.run.run_id: 1.0 for p in made.runs})
+    assert [p.labels["arm"] for p in confirmed] == ["fixed", "fixed"]
+
+
+def test_an_arm_without_trials_has_nothing_to_halve() -> None:
+    made = suite(TUNE.replace("trials: 9", "budgets: {}\n  one_shot: 2"))
+    assert Later(made).search({}) == [] and made.num_later == 0
 
 
 @pytest.mark.parametrize(
@@ -478,6 +499,33 @@ def test_arms_and_studies_are_asked_for_together() -> None:
     assert {(p.labels["arm"], p.labels["study"]) for p in runs} == {("sgd", 0), ("sgd", 1)}
     assert seeds == [3, 4]
     assert [p.labels["arm"] for p in made.runs] == ["fixed", "fixed"]  # nothing to choose there
+
+
+def test_ray_is_set_up_before_it_is_imported(tmp_path: Path) -> None:
+    """Ray reads once, at its import, that its cluster needs a token."""
+    pytest.importorskip("optuna")
+    (tmp_path / "suite.yaml").write_text(HEAD + TPE.replace("14", "2"), encoding="utf-8")
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from raybench.session import Session\n"
+        "from raybench.suite import load, read\n"
+        "import raybench.cluster.searcher\n"
+        "assert 'ray' not in sys.modules\n"
+        "seen = []\n"
+        "class Stop(Exception): pass\n"
+        "def make():\n"
+        "    seen.append('ray' in sys.modules)\n"
+        "    raise Stop\n"
+        "class Silent:\n"
+        "    def begin(self, *args): pass\n"
+        "    def update(self, *args): pass\n"
+        "path = Path(sys.argv[1])\n"
+        "try: Session(load(read(path, 's')), path.parent / 'store', make, Silent()).run()\n"
+        "except Stop: pass\n"
+        "assert seen == [False], seen\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "suite.yaml"], check=True, timeout=300)
 
 
 def test_equal_results_give_equal_trials() -> None:

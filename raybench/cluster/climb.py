@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -57,7 +58,7 @@ class Climber(tune.Trainable):  # type: ignore[misc]
         scores = []
         for row in part["runs"].to_pylist():
             value = row.get(f"summary.{self._config['column']}")
-            lost = row["status"] not in ENDED or value is None
+            lost = row["status"] not in ENDED or value is None or math.isnan(value)
             scores.append(_LOST if lost else self._config["sign"] * value)
         return sum(scores) / len(scores)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray.tune.search.optuna import OptunaSearch
-
+from raybench.cluster.environment import prepare
 from raybench.errors import MissingError
 from raybench.suite.protocol import Trial
 from raybench.suite.sampling import Distribution
@@ -31,7 +31,10 @@ class OptunaSearcher:
 
     def __init__(self, space: Mapping[str, Distribution], seed: int) -> None:
         require()
+        if "ray" not in sys.modules:
+            prepare(None)  # no cluster was asked for; Ray must not be imported without it
         import optuna
+        from ray.tune.search.optuna import OptunaSearch
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = space

@@ -259,7 +259,7 @@ class Suite:
         first = arm.study * arm.tune.seeds
         seeds = [self._seed(first + index) for index in range(arm.tune.seeds)]
         labels = arm.labels(phase, number)
-        yield from self._point(arm.option, trial, seeds, labels, problems, (arm.tune, rung))
+        yield from self._point(arm.option, trial, seeds, labels, problems, (arm, rung))
 
     def _point(
         self,
@@ -268,17 +268,17 @@ class Suite:
         seeds: Sequence[Seed],
         labels: Mapping[str, str | int],
         problems: list[Problem],
-        search: tuple[Tune, int] | None = None,
+        search: tuple[Arm, int] | None = None,
     ) -> Iterator[Planned]:
         """Yield the runs of one fully resolved configuration, one for each seed.
 
-        `search` is the protocol and the rung of a trial; None outside of a search.
+        `search` is the arm and the rung of a trial; None outside of a search.
         """
         found: list[Problem] = []
         config, reason = self._resolve(option, trial, found)
         if search and search[0].halving and not found:
             labels = {**labels, **self._halved(config, search[0].halving, search[1], found)}
-        if search and search[0].blind:
+        if search and search[0].tune.blind:
             shown = look_up(config, PROCEDURES, "record.on")
             hidden = [split for split in shown if split != "test"]
             put(config, Assignment(("record", "on"), hidden, ()))

@@ -76,7 +76,7 @@ class Later:
         """
         found: list[Planned] = []
         for place, arm in self._arms():
-            if arm.tune.halving:
+            if arm.halving:
                 for rung, scores in enumerate(self._rungs(place, arm, values)[1:], start=1):
                     for number in scores:
                         found += self._of(place, arm, number, arm.trials[number], rung)
@@ -98,7 +98,7 @@ class Later:
         confirmed: list[Planned] = []
         lost: list[str] = []
         for place, arm in self._arms():
-            if arm.tune.halving:
+            if arm.halving:
                 trials = arm.trials
                 if climbed := self._climbed(place, arm, values):
                     picks = {"": furthest([list(scores) for scores in climbed], climbed)}
@@ -118,16 +118,14 @@ class Later:
     @property
     def num_promotions(self) -> int:
         """Runs of the rungs after the first, if no two budgets promote one trial."""
-        return sum(
-            sum(self._sizes(place, arm)[1:]) for place, arm in self._arms() if arm.tune.halving
-        )
+        return sum(sum(self._sizes(place, arm)[1:]) for place, arm in self._arms() if arm.halving)
 
     def samples(self) -> list[Planned]:
         """Return a run that costs the same for each that halving or tpe will lead to."""
         found: list[Planned] = []
         for place, arm in self._arms():
             confirming = arm.tune.confirm.seeds * len(arm.tune.sizes)
-            if arm.tune.halving and arm.trials:
+            if arm.halving:
                 for rung, size in enumerate(self._sizes(place, arm)):
                     run = self._of(place, arm, 0, arm.trials[0], rung)[:1]
                     found += run * size if rung else []
@@ -139,10 +137,10 @@ class Later:
 
     def _sizes(self, place: int, arm: Arm) -> list[int]:
         """Return how many runs each rung of an arm has, if no two budgets promote one trial."""
-        assert arm.tune.halving is not None
+        assert arm.halving is not None
         return [
             sum(
-                max(1, min(size, arm.num_trials) // arm.tune.halving.eta**rung) * arm.tune.seeds
+                max(1, min(size, arm.num_trials) // arm.halving.eta**rung) * arm.tune.seeds
                 for size in arm.tune.sizes.values()
             )
             for rung in range(self._count(place, arm))
@@ -150,7 +148,11 @@ class Later:
 
     def _arms(self) -> list[tuple[int, Arm]]:
         searched = {id(arm) for arm in self._suite.searched}
-        return [(n, arm) for n, arm in enumerate(self._suite.arms) if id(arm) in searched]
+        return [
+            (place, arm)
+            for place, arm in enumerate(self._suite.arms)
+            if id(arm) in searched and (arm.trials or arm.adaptive)
+        ]
 
     def _trials(self, place: int, arm: Arm, values: Mapping[str, float]) -> list[Trial]:
         """Return the trials of an arm that are known."""
@@ -194,9 +196,10 @@ class Later:
 
         It is over once one trial has come to the end: there is no other order that had to be kept.
         """
-        assert arm.tune.halving is not None
+        if arm.halving is None or not arm.halving.asynchronous:
+            return []
         rungs: list[dict[int, float]] = []
-        numbers = list(range(len(arm.trials))) if arm.tune.halving.asynchronous else []
+        numbers = list(range(len(arm.trials)))
         while numbers and len(rungs) < self._count(place, arm):
             runs = {n: self._of(place, arm, n, arm.trials[n], len(rungs)) for n in numbers}
             scores = {n: _score(arm, own, values) for n, own in runs.items()}
@@ -209,7 +212,7 @@ class Later:
         """Return the trials of asynchronous brackets that are not over."""
         found: list[Climbing] = []
         for place, arm in self._arms():
-            halving = arm.tune.halving
+            halving = arm.halving
             if not halving or not halving.asynchronous or self._climbed(place, arm, values):
                 continue
             for number, trial in enumerate(arm.trials):
@@ -222,10 +225,10 @@ class Later:
 
     def _count(self, place: int, arm: Arm) -> int:
         """Return how many rungs an arm has."""
-        assert arm.tune.halving is not None
+        assert arm.halving is not None
         first = next(own for (at, _, _), own in self._runs.items() if at == place)
         steps: Steps = first[0].run.procedure.steps  # type: ignore[attr-defined]
-        return len(arm.tune.halving.rungs(steps)) + 1
+        return len(arm.halving.rungs(steps)) + 1
 
     def _scores(
         self, place: int, arm: Arm, trials: Sequence[Trial], values: Mapping[str, float]
@@ -237,7 +240,7 @@ class Later:
         """Return the runs of a trial, one for each seed."""
         key = (place, number, rung)
         if key not in self._runs and (rung or number >= len(arm.trials)):
-            phase = "search" if arm.adaptive or arm.tune.halving else "refine"
+            phase = "search" if arm.adaptive or arm.halving else "refine"
             self._runs[key] = list(self._suite.trial(arm, phase, number, trial, [], rung))
         return self._runs.get(key, [])
 

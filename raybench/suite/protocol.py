@@ -10,7 +10,7 @@ from typing import Any
 
 from raybench.suite.axes import Assignment, Option
 from raybench.suite.sampling import Distribution, points
-from raybench.suite.sections import ONE_SHOT, Tune
+from raybench.suite.sections import ONE_SHOT, Halving, Tune
 
 Trial = Mapping[str, Any]
 
@@ -50,7 +50,7 @@ class Arm:
         """
         if not self.space or not self.tune.first:
             return [{}] if self.tune.first else []
-        if self.tune.halving and "steps" in self.space:
+        if self.halving and "steps" in self.space:
             raise ValueError("halving compares trials of one length: `steps` cannot be searched")
         if self.adaptive:
             return []
@@ -134,16 +134,21 @@ class Arm:
 
     def _bracket(self, size: int, rungs: Sequence[Mapping[int, float]]) -> list[int] | None:
         """Return which of the first `size` trials are left after these rungs; None if unknown."""
-        assert self.tune.halving is not None
+        assert self.halving is not None
         trials = list(range(min(size, len(self.trials))))
         share = len(trials)
         for scores in rungs:
             if any(math.isnan(scores.get(trial, math.nan)) for trial in trials):
                 return None
-            share = max(1, share // self.tune.halving.eta)
+            share = max(1, share // self.halving.eta)
             fine = [trial for trial in trials if math.isfinite(scores[trial])]
             trials = sorted(sorted(fine, key=scores.__getitem__)[:share])
         return trials
+
+    @property
+    def halving(self) -> Halving | None:
+        """How its trials are stopped early; None where there is only one."""
+        return self.tune.halving if self.space else None
 
     @property
     def adaptive(self) -> bool:
