@@ -144,10 +144,14 @@ class Session:
             executed += self._phase("search" if suite.tune else "run", suite.runs, store, executor)
             runs = list(suite.runs)
             lost: list[str] = []
+            seen = {planned.run.run_id for planned in runs}
             count = 0
-            while len(more := later.search(self._values(store, runs))) > count:
-                seen = {planned.run.run_id for planned in runs}
+            while True:
+                more = later.search(self._values(store, runs))
                 new = [planned for planned in more if planned.run.run_id not in seen]
+                if not new and len(more) <= count:
+                    break
+                seen |= {planned.run.run_id for planned in new}
                 count, runs = len(more), [*suite.runs, *more]
                 self._plan(store, runs)
                 phase = " and ".join(dict.fromkeys(str(p.labels["phase"]) for p in new))

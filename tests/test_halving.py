@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -329,6 +331,25 @@ def test_a_search_goes_on_where_it_was_left(tmp_path: Path) -> None:
     assert carried_out(suite(), tmp_path).executed == gone
     after = raybench.table(tmp_path)
     assert set(before["run_id"]) < set(after["run_id"])
+
+
+def test_a_failed_run_that_succeeds_at_last_takes_its_place(tmp_path: Path) -> None:
+    carried_out(suite(), tmp_path)
+    whole = raybench.table(tmp_path)
+    (best,) = whole.loc[whole["label.phase"] == "search", "label.trial"]
+    own = whole[(whole["label.trial"] == best) & (whole["label.rung"] > 1)]
+    failed, gone = own.sort_values("label.rung")["run_id"]
+    for part in (tmp_path / "halved" / "runs").glob("part-*.parquet"):
+        rows = pq.read_table(part)
+        rows = rows.filter(pc.not_equal(rows["run_id"], gone))
+        status = pc.if_else(pc.equal(rows["run_id"], failed), "failed", rows["status"])
+        rows = rows.set_column(rows.column_names.index("status"), "status", status)
+        pq.write_table(rows, part)
+    # While it counts as lost another trial goes on; once it is there, it does.
+    carried_out(suite(), tmp_path)
+    after = raybench.table(tmp_path)
+    assert set(after.loc[after["label.phase"] == "search", "label.trial"]) == {best}
+    assert picked(after) == picked(whole) == {best}
 
 
 # Rungs that are not waited for.
