@@ -32,7 +32,7 @@ from raybench.schema import SCHEMAS, TABLES, TableName
 
 ENDED: Final = ("done", "stopped")
 """Statuses of runs whose last values are results."""
-FINISHED: Final = (*ENDED, "diverged")
+FINISHED: Final = ("done", "diverged", "stopped")
 """Statuses that are not run again."""
 
 _log = logging.getLogger(__name__)
