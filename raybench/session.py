@@ -147,7 +147,7 @@ class Session:
             seen = {planned.run.run_id for planned in runs}
             count = 0
             while True:
-                more = later.search(self._values(store, runs))
+                more = later.search(self._values(store, [*runs, *later.within_reach]))
                 new = [planned for planned in more if planned.run.run_id not in seen]
                 if not new and len(more) <= count:
                     break
@@ -157,7 +157,7 @@ class Session:
                 phase = " and ".join(dict.fromkeys(str(p.labels["phase"]) for p in new))
                 executed += self._phase(phase, new, store, executor) if new else 0
             if suite.num_confirmations:
-                confirmed, lost = later.confirm(self._values(store, runs))
+                confirmed, lost = later.confirm(self._values(store, [*runs, *later.within_reach]))
                 runs += confirmed
                 self._plan(store, runs)
                 executed += self._phase("confirm", confirmed, store, executor)
@@ -193,7 +193,7 @@ class Session:
 
     def _climb(self, later: Later, store: SuiteStore, executor: list[Executor]) -> int:
         """Let trials of asynchronous halving climb, where the executor can; return runs done."""
-        runs = [p for trial in later.climbing({}) for own in trial.rungs for p in own]
+        runs = later.within_reach
         if not runs or self.only is not None or self.only_failed:
             return 0
         waiting = climbs(self.suite, later, self._values(store, runs))

@@ -25,8 +25,10 @@ from raybench.cli import app
 from raybench.climbs import climbs
 from raybench.errors import MissingError, SuiteError
 from raybench.local import LocalExecutor
+from raybench.plan import Climb
 from raybench.session import Outcome, Session
 from raybench.spec import Steps
+from raybench.store import SuiteStore
 from raybench.suite import Planned, Suite, load, parse
 from raybench.suite.later import Later
 from raybench.suite.protocol import Arm, Trial
@@ -392,6 +394,28 @@ def test_a_bracket_that_is_not_over_goes_on_with_what_is_known() -> None:
     assert all(len({b.batch_id for b in climb.rungs}) == 3 for climb in climbing)
     # Without Ray the rungs go on from there, all of them decided when they are over.
     assert trials(later.search(values), 2) == [0, 1, 2]
+
+
+class Ladders(LocalExecutor):
+    """Lets the last three trials climb to the end, whatever their scores are."""
+
+    def climb(self, climbs: Sequence[Climb], store: SuiteStore, on_progress: Any) -> None:
+        rungs = [
+            b for place, climb in enumerate(climbs) for b in climb.rungs[: 1 + 2 * (place > 5)]
+        ]
+        self.run(rungs, store, on_progress)
+
+
+def test_what_has_climbed_is_not_decided_again(tmp_path: Path) -> None:
+    """The session takes the rungs that an executor has stored as they are, and runs no others."""
+    outcome = Session(suite(ASYNCHRONOUS), tmp_path, Ladders, Silent()).run()
+    frame = raybench.table(tmp_path)
+    by_rung = {rung: set(own["label.trial"]) for rung, own in frame.groupby("label.rung")}
+    assert by_rung == {1: set(range(9)), 2: {6, 7, 8}, 3: {6, 7, 8}}
+    assert outcome.executed == outcome.total == len(frame) == 9 + 3 + 3 + 2
+    last = frame[frame["label.rung"] == 3].set_index("label.trial")["summary.valid.loss"]
+    assert picked(frame) == {last.idxmin()}
+    assert Session(suite(ASYNCHRONOUS), tmp_path, Ladders, Silent()).run().executed == 0
 
 
 def test_brackets_do_not_mix() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from raybench.spec import Steps
@@ -207,6 +208,11 @@ class Later:
             numbers = [n for n, score in rungs[-1].items() if math.isfinite(score)]
         over = len(rungs) == self._count(place, arm) and len(rungs[0]) == len(arm.trials)
         return rungs if over and rungs[-1] else []
+
+    @cached_property
+    def within_reach(self) -> list[Planned]:
+        """All runs that asynchronous halving may come to: what is stored says which it did."""
+        return [p for trial in self.climbing({}) for own in trial.rungs for p in own]
 
     def climbing(self, values: Mapping[str, float]) -> list[Climbing]:
         """Return the trials of asynchronous brackets that are not over."""
