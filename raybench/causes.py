@@ -40,7 +40,7 @@ def cause(reason: str) -> str:
 
 def failures(runs: pd.DataFrame, examples: int = 3) -> list[Failure]:
     """Return the runs that are not done, grouped by status and cause, the most frequent first."""
-    lost = runs[runs["status"].astype(str) != "done"]
+    lost = runs[~runs["status"].astype(str).isin(["done", "stopped"])]
     said = lost["reason"].fillna("").astype(str) if "reason" in lost else lost["status"].map(str)
     known = {reason: cause(reason) for reason in said.unique()}
     groups = lost["run_id"].astype(str).groupby([lost["status"].astype(str), said.map(known)])

@@ -119,6 +119,7 @@ class Lanes:
     Attributes:
         lifted: whether stacked values have a leading axis K; not so for one lane that is not exact.
         fused: whether they do and are worked on together.
+        members: which of the lanes that it began with are left; see `narrow`.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Lanes:
         if size < 1:
             raise ValueError(f"a group has at least one lane, not {size}")
         self.size = size
+        self.members = tuple(range(size))
         self.device = torch.device(device)
         self.dtype = dtype
         self.clock = clock or Clock()
@@ -154,7 +156,31 @@ class Lanes:
         """Return lane `k` of a stacked value, in memory of its own."""
         if not self.lifted:
             return value
-        return cast("T", _rebuild(value, lambda leaf: leaf[k].clone(), k))
+        return cast("T", _rebuild(value, lambda leaf: leaf[k].clone(), lambda own: own.values[k]))
+
+    def narrow(self, places: Sequence[int]) -> None:
+        """Go on with the lanes at `places` only, which are called 0, 1, ... from here on.
+
+        All that was stacked before has to be narrowed too, by `take`.
+        """
+        self.members = tuple(self.members[place] for place in places)
+        self.size = len(places)
+
+    def take(self, value: T, places: Sequence[int]) -> T:
+        """Return a stacked value of the lanes at `places` only; what they share stays shared."""
+        if not self.lifted:
+            return value
+        rows = torch.tensor(places, device=self.device)
+
+        def chosen(leaf: Tensor) -> Tensor:
+            if leaf.stride(0) == 0:
+                return leaf[:1].expand(len(places), *leaf.shape[1:])
+            return leaf.index_select(0, rows)
+
+        def numbers(own: _Each) -> _Each:
+            return _Each(tuple(own.values[place] for place in places))
+
+        return cast("T", _rebuild(value, chosen, numbers))
 
     def map(self, fn: Callable[A, R]) -> Callable[A, R]:
         """Lift a function of one run over the lanes; every tensor in its arguments is stacked.
@@ -303,23 +329,29 @@ def _like(original: Any, parts: list[Any]) -> Any:
     return type(original)(*parts) if hasattr(original, "_fields") else type(original)(parts)
 
 
-def _rebuild(value: Any, change: Callable[[Tensor], Any], k: int = 0) -> Any:
-    """Return `value` with every tensor leaf changed, and lane `k` of plain numbers that differ."""
+def _same(numbers: _Each) -> _Each:
+    return numbers
+
+
+def _rebuild(
+    value: Any, change: Callable[[Tensor], Any], number: Callable[[_Each], Any] = _same
+) -> Any:
+    """Return `value` with every tensor leaf changed, and plain numbers that differ by `number`."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, _Each):
-        return value.values[k]
+        return number(value)
     if isinstance(value, Spec):
         inside = {
-            field: _rebuild(part, change, k)
+            field: _rebuild(part, change, number)
             for field in type(value).model_fields
             if isinstance(part := getattr(value, field), Tensor | Spec | _Each)
         }
         return value.replace(**inside) if inside else value
     if isinstance(value, Mapping):
-        return {key: _rebuild(part, change, k) for key, part in value.items()}
+        return {key: _rebuild(part, change, number) for key, part in value.items()}
     if isinstance(value, tuple | list):
-        return _like(value, [_rebuild(part, change, k) for part in value])
+        return _like(value, [_rebuild(part, change, number) for part in value])
     return value
 
 

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from raybench.analysis.figure import Rendered, verdict_counts
 from raybench.causes import Failure
 
-STATUSES = ("done", "diverged", "failed", "skipped")
+STATUSES = ("done", "stopped", "diverged", "failed", "skipped")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ def protocol(runs: pd.DataFrame) -> list[str]:
     said = [f"{len(runs)} runs with {runs['seed'].nunique()} different seeds."]
     if "label.phase" in runs.columns:
         phases = runs["label.phase"].dropna().astype(str).value_counts()
-        searched, confirmed = int(phases.get("search", 0)), int(phases.get("confirm", 0))
+        searched = int(phases.get("search", 0) + phases.get("rung", 0))
+        confirmed = int(phases.get("confirm", 0))
         if searched:
             said.append(
                 f"Hyperparameters were tuned in {searched} runs on validation data; the chosen "

@@ -74,6 +74,27 @@ class Batch:
         )
 
 
+@dataclass(frozen=True)
+class Climb:
+    """A trial that climbs the rungs of asynchronous halving as long as its bracket lets it.
+
+    Attributes:
+        bracket: the trials that it is compared with have the same.
+        eta: the reduction factor.
+        column: of the summary, by which rungs are compared.
+        sign: 1 where lower is better, else -1.
+        rungs: the trial's runs of each rung.
+        scores: of rungs that are finished, lower is better; None for the others.
+    """
+
+    bracket: str
+    eta: int
+    column: str
+    sign: float
+    rungs: tuple[Batch, ...]
+    scores: tuple[float | None, ...]
+
+
 def decode(text: str) -> Batch:
     """Return the batch that `encode` wrote.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from pydantic import Field
@@ -68,29 +69,38 @@ class Account:
     """What one run of a group has to show.
 
     Attributes:
+        steps: to where it was trained.
         diverged_at: the first step whose loss was not finite, or None.
-        metrics: up to the step before it diverged.
+        stopped: why it was stopped before its end; empty if it was not.
+        metrics: up to the step before it diverged, or the one at which it was stopped.
     """
 
     steps: int = 0
     diverged_at: int | None = None
+    stopped: str = ""
     metrics: list[Metric] = field(default_factory=list)
     arrays: list[Array] = field(default_factory=list)
     facts: dict[str, int | float | str] = field(default_factory=dict)
 
 
+_Members = tuple[int, ...]
 _WATCHED = 512  # losses that are looked at together; each look waits for the device
 
 
 class Recorder:
-    """Collects what a group of K runs measures."""
+    """Collects what a group of K runs measures.
+
+    Lanes that have left the group (`Lanes.narrow`) keep what they had: `lanes.members` says whose
+    numbers a vector holds.
+    """
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
         self._diverged: list[int | None] = [None] * lanes.size
         self._losses: list[tuple[int, Tensor]] = []
-        self._metrics: list[tuple[int, float, str, str, Tensor]] = []
-        self._arrays: list[tuple[int, str, Tensor]] = []
+        self._stopped: list[tuple[int, str] | None] = [None] * lanes.size
+        self._metrics: list[tuple[_Members, int, float, str, str, Tensor]] = []
+        self._arrays: list[tuple[_Members, int, str, Tensor]] = []
         self._facts: list[dict[str, int | float | str]] = [{} for _ in range(lanes.size)]
         self._steps = 0
 
@@ -101,10 +111,33 @@ class Recorder:
         if len(self._losses) >= _WATCHED:
             self._look()
 
-    def all_diverged(self) -> bool:
-        """Return whether no lane is left to train (waits for the device)."""
+    def stop(self, step: int, reasons: Mapping[int, str]) -> None:
+        """Note that the lanes at these places stop at `step`; one that had ended stays as it is."""
+        for place, reason in reasons.items():
+            lane = self._lanes.members[place]
+            if self._diverged[lane] is None and self._stopped[lane] is None:
+                self._stopped[lane] = (step, reason)
+
+    def left(self) -> list[int]:
+        """Return the places of the lanes that have neither diverged nor stopped.
+
+        Waits for the device, and must be asked before lanes are narrowed.
+        """
         self._look()
-        return None not in self._diverged
+        return [
+            place
+            for place, lane in enumerate(self._lanes.members)
+            if self._diverged[lane] is None and self._stopped[lane] is None
+        ]
+
+    def latest(self, step: int) -> dict[str, Tensor]:
+        """Return what has been measured at `step` by `split/metric`, a vector of lanes each."""
+        found: dict[str, Tensor] = {}
+        for _, at, _, split, name, value in reversed(self._metrics):
+            if at != step:
+                break
+            found[f"{split}/{name}"] = value
+        return found
 
     def _look(self) -> None:
         """Find the first step of each lane whose loss is not finite, in all losses at once."""
@@ -112,8 +145,9 @@ class Recorder:
             return
         finite = torch.stack([self._lanes.columns(loss) for _, loss in self._losses]).isfinite()
         if not bool(finite.all()):
-            for lane, column in enumerate(finite.T.tolist()):
-                if self._diverged[lane] is None and False in column:
+            for lane, column in zip(self._lanes.members, finite.T.tolist(), strict=True):
+                ended = self._diverged[lane] is not None or self._stopped[lane] is not None
+                if not ended and False in column:
                     self._diverged[lane] = self._losses[column.index(False)][0]
         self._losses.clear()
 
@@ -123,40 +157,51 @@ class Recorder:
 
     def write(self, step: int, epoch: float, split: str, values: Mapping[str, Tensor]) -> None:
         """Record scalars of each run, [K] when stacked, measured at `step`."""
+        members = self._lanes.members
         for name, value in values.items():
-            self._metrics.append((step, epoch, split, name, self._lanes.columns(value).detach()))
+            column = self._lanes.columns(value).detach()
+            self._metrics.append((members, step, epoch, split, name, column))
         self.reach(step)
 
     def array(self, step: int, name: str, value: Tensor) -> None:
         """Record an array of each run, [K, ...] when stacked."""
-        self._arrays.append((step, name, self._lanes.columns(value).detach()))
+        column = self._lanes.columns(value).detach()
+        self._arrays.append((self._lanes.members, step, name, column))
 
     def fact(self, name: str, value: float | str | Sequence[int | float | str]) -> None:
         """Set a column of the `runs` table: one value for all lanes, or one for each."""
         each = value if isinstance(value, list | tuple) else [value] * self._lanes.size
-        for facts, own in zip(self._facts, each, strict=True):
-            facts[name] = own
+        for lane, own in zip(self._lanes.members, each, strict=True):
+            self._facts[lane][name] = own
 
     def accounts(self) -> list[Account]:
-        """Return what each lane has to show; metrics of diverged steps are left out."""
+        """Return what each lane has to show, up to where it diverged or was stopped."""
         self._look()
-        accounts = [
-            Account(self._steps if at is None else at, at, facts=facts)
-            for at, facts in zip(self._diverged, self._facts, strict=True)
-        ]
-        stacked = [metric[-1].double() for metric in self._metrics]
-        table = torch.stack(stacked).cpu().tolist() if stacked else []
-        for (step, epoch, split, name, _), row in zip(self._metrics, table, strict=True):
-            for account, value in zip(accounts, row, strict=True):
-                if account.diverged_at is None or step < account.diverged_at:
-                    account.metrics.append(Metric(step, epoch, split, name, value))
-        for step, name, value in self._arrays:
+        accounts = []
+        for at, stopped, facts in zip(self._diverged, self._stopped, self._facts, strict=True):
+            steps, reason = stopped or (self._steps if at is None else at, "")
+            accounts.append(Account(steps, at, reason, facts=facts))
+        for members, entries in groupby(self._metrics, key=lambda entry: entry[0]):
+            own = list(entries)
+            table = torch.stack([entry[-1].double() for entry in own]).cpu().tolist()
+            for (_, step, epoch, split, name, _), row in zip(own, table, strict=True):
+                for lane, value in zip(members, row, strict=True):
+                    if _counts(accounts[lane], step):
+                        accounts[lane].metrics.append(Metric(step, epoch, split, name, value))
+        for members, step, name, value in self._arrays:
             shape = list(value.shape[1:])
-            rows = value.reshape(len(accounts), -1).double().cpu().tolist()
-            for account, numbers in zip(accounts, rows, strict=True):
-                if account.diverged_at is None or step < account.diverged_at:
-                    account.arrays.append(Array(step, name, shape, numbers))
+            rows = value.reshape(len(members), -1).double().cpu().tolist()
+            for lane, numbers in zip(members, rows, strict=True):
+                if _counts(accounts[lane], step):
+                    accounts[lane].arrays.append(Array(step, name, shape, numbers))
         return accounts
+
+
+def _counts(account: Account, step: int) -> bool:
+    """Return whether what was measured at `step` is the run's: lanes go on past a run's end."""
+    if account.diverged_at is not None:
+        return step < account.diverged_at
+    return not account.stopped or step <= account.steps
 
 
 def summary(metrics: Sequence[Metric]) -> dict[str, float]:

@@ -56,7 +56,7 @@ _ARRAYS: Final = pa.schema(
 SCHEMAS: Final[Mapping[str, pa.Schema]] = {"runs": _RUNS, "metrics": _METRICS, "arrays": _ARRAYS}
 DYNAMIC: Final = {
     "config.*": "every field of the run's config, defaults included, by dotted name",
-    "label.*": "case names; for tuned suites phase, arm and trial",
+    "label.*": "case names; for tuned suites phase, arm, trial and rung",
     "summary.*": "split.metric: the final value; split.metric.best: the lowest over time",
 }
 

@@ -14,20 +14,38 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from ruamel.yaml import YAML
 
 from raybench import usercode
+from raybench.climbs import climbs
 from raybench.errors import NothingMatched, RefusedError
 from raybench.journal import Journals
-from raybench.plan import distinct, to_do
+from raybench.plan import Climb, distinct, to_do
 from raybench.rounds import FAILED, Executor, Rounds, TooManyFailures, Watcher, row_of
 from raybench.schema import runs_table
 from raybench.spec import digest
 from raybench.store import QUARANTINED, SuiteStore
 from raybench.suite import Planned, Suite
+from raybench.suite.later import Later, Searcher
+from raybench.suite.protocol import Arm
 from raybench.suite.sections import Select
-from raybench.work import versions
+from raybench.work import Progress, versions
+
+
+@runtime_checkable
+class Climber(Protocol):
+    """An executor that can let the trials of asynchronous halving overtake one another."""
+
+    def climb(
+        self,
+        climbs: Sequence[Climb],
+        store: SuiteStore,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        """Carry out the rungs of trials, each as far as its bracket lets it."""
+        ...
 
 
 @dataclass
@@ -56,7 +74,7 @@ class Session:
     Args:
         suite: what to run.
         root: the store's folder.
-        make_executor: called once there is something to execute, and only then.
+        make_executor: called once there is something to execute, or trials to choose by results.
         watcher: told what happens.
         only: run ids to be run again, whatever their status; None for all that is missing.
         only_failed: of what is missing, only the runs that failed before, quarantined ones too.
@@ -86,6 +104,8 @@ class Session:
                 raise NothingMatched(
                     f"{suite.name} has no such run; give the scale and overrides it was run with"
                 )
+        if suite.num_suggestions:
+            _require_searcher()
         store = SuiteStore(self.root, suite.name)
         store.write_suite(resolved(suite))
         self._plan(store, suite.runs)
@@ -93,19 +113,7 @@ class Session:
         executor: list[Executor] = []
         self._journals = Journals(store.folder / "journal")
         try:
-            executed = self._phase("search" if suite.tune else "run", suite.runs, store, executor)
-            runs = list(suite.runs)
-            lost: list[str] = []
-            if suite.num_refinements:
-                refined = suite.refinements(self._values(store, runs))
-                runs += refined
-                self._plan(store, runs)
-                executed += self._phase("refine", refined, store, executor)
-            if suite.num_confirmations:
-                confirmed, lost = suite.confirmations(self._values(store, runs))
-                runs += confirmed
-                self._plan(store, runs)
-                executed += self._phase("confirm", confirmed, store, executor)
+            runs, executed, lost = self._phases(store, executor)
         except TooManyFailures as stop:
             raise RefusedError(stopped(suite, stop, store.statuses(), self.root)) from stop
         finally:
@@ -121,6 +129,35 @@ class Session:
         held = store.quarantined() & {planned.run.run_id for planned in runs}
         return Outcome(sum(counts.values()), executed, +counts, lost, len(held))
 
+    def _phases(
+        self, store: SuiteStore, executor: list[Executor]
+    ) -> tuple[list[Planned], int, list[str]]:
+        """Carry out one phase after the other; return all runs, how many were done, lost arms."""
+        suite = self.suite
+        later = Later(suite, lambda arm: self._searcher(arm, executor))
+        executed = self._climb(later, store, executor) if suite.tune else 0
+        executed += self._phase("search" if suite.tune else "run", suite.runs, store, executor)
+        runs = list(suite.runs)
+        lost: list[str] = []
+        seen = {planned.run.run_id for planned in runs}
+        count = 0
+        while True:
+            more = later.search(self._values(store, [*runs, *later.within_reach]))
+            new = [planned for planned in more if planned.run.run_id not in seen]
+            if not new and len(more) <= count:
+                break
+            seen |= {planned.run.run_id for planned in new}
+            count, runs = len(more), [*suite.runs, *more]
+            self._plan(store, runs)
+            phase = " and ".join(dict.fromkeys(str(p.labels["phase"]) for p in new))
+            executed += self._phase(phase, new, store, executor) if new else 0
+        if suite.num_confirmations:
+            confirmed, lost = later.confirm(self._values(store, [*runs, *later.within_reach]))
+            runs += confirmed
+            self._plan(store, runs)
+            executed += self._phase("confirm", confirmed, store, executor)
+        return runs, executed, lost
+
     def _values(self, store: SuiteStore, runs: Sequence[Planned]) -> dict[str, float]:
         """Return what each arm selects by, of those of its runs that have ended."""
         arms: dict[Select, set[str]] = {}
@@ -128,11 +165,46 @@ class Session:
             arms.setdefault(arm.tune.select, set()).add(arm.name)
         values: dict[str, float] = {}
         for select, names in arms.items():
-            column = select.metric.replace("/", ".") + (".best" if select.at == "best" else "")
-            found = store.summaries(column)
+            found = store.summaries(select.column)
             own = {p.run.run_id for p in runs if p.labels.get("arm") in names}
             values |= {run_id: found[run_id] for run_id in own & found.keys()}
         return values
+
+    def _searcher(self, arm: Arm, executor: list[Executor]) -> Searcher:
+        # The executor comes first: it says how Ray is set up, which is read when Ray is imported.
+        self._prepare([], executor)
+        from raybench.cluster.searcher import OptunaSearcher
+
+        return OptunaSearcher(arm.space, arm.seed)
+
+    def _climb(self, later: Later, store: SuiteStore, executor: list[Executor]) -> int:
+        """Let trials of asynchronous halving climb, where the executor can; return runs done."""
+        runs = later.within_reach
+        if not runs or self.only is not None or self.only_failed:
+            return 0
+        waiting = climbs(self.suite, later, self._values(store, runs))
+        if not waiting:
+            return 0
+        self._prepare(runs, executor)
+        climber = executor[0]
+        if not isinstance(climber, Climber):
+            return 0
+        self.watcher.begin("rung", len(runs), 0, len(runs))
+        executed: Counter[str] = Counter()
+
+        def on_progress(progress: Progress) -> None:
+            executed.update(progress.statuses)
+            self.watcher.update(progress)
+
+        climber.climb(waiting, store, on_progress)
+        return executed.total()
+
+    def _prepare(self, runs: Sequence[Planned], executor: list[Executor]) -> None:
+        """Ask for what the runs need, and make the executor if there is none yet."""
+        for procedure in {id(p.run.procedure): p.run.procedure for p in runs}.values():
+            procedure.require()
+        if not executor:
+            executor.append(self.make_executor())
 
     def _phase(
         self, name: str, runs: Sequence[Planned], store: SuiteStore, executor: list[Executor]
@@ -150,10 +222,7 @@ class Session:
         self.watcher.begin(name, len(distinct(runs)), finished, len(missing))
         if not missing:
             return 0
-        for procedure in {id(p.run.procedure): p.run.procedure for p in missing}.values():
-            procedure.require()
-        if not executor:
-            executor.append(self.make_executor())
+        self._prepare(missing, executor)
         Rounds(
             self.suite,
             store,
@@ -184,9 +253,15 @@ class Session:
         store.write_plan(self.suite.scale, rows)
 
 
+def _require_searcher() -> None:
+    from raybench.cluster.searcher import require
+
+    require()
+
+
 def refuse_past_runs(suite: Suite) -> None:
     """Raise RefusedError if a suite has more runs than its limits allow."""
-    count = len(distinct(suite.runs)) + suite.num_refinements + suite.num_confirmations
+    count = len(distinct(suite.runs)) + suite.num_later
     most = suite.limits.runs
     if most is not None and count > most:
         raise RefusedError(

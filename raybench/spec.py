@@ -68,6 +68,45 @@ class Steps:
         return {"type": "string", "pattern": r"^\d+(ep|it)$", "examples": ["160ep", "500it"]}
 
 
+@dataclass(frozen=True)
+class Duration:
+    """A time on the clock: `90s`, `10min` or `1.5h`."""
+
+    count: float
+    unit: Literal["s", "min", "h"]
+
+    @classmethod
+    def parse(cls, text: object) -> Self:
+        """Read `90s`, `10min` or `1.5h`; raise ValueError for anything else."""
+        if isinstance(text, cls):
+            return text
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", text) if isinstance(text, str) else None
+        if not match or not float(match[1]):
+            hint = f" (write {text}s)" if isinstance(text, int | float) and text > 0 else ""
+            raise ValueError(f"{text!r} is not a time above 0: write 90s, 10min or 1.5h{hint}")
+        return cls(float(match[1]), cast("Literal['s', 'min', 'h']", match[2]))
+
+    @property
+    def seconds(self) -> float:
+        """The time in seconds."""
+        return self.count * {"s": 1, "min": 60, "h": 3600}[self.unit]
+
+    def __str__(self) -> str:
+        return f"{self.count:g}{self.unit}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.to_string_ser_schema()
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "string", "pattern": r"^\d+(\.\d+)?(s|min|h)$", "examples": ["90s", "1.5h"]}
+
+
 class Spec(BaseModel):
     """A frozen, strictly checked value whose fields are hyperparameters.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +30,9 @@ from raybench import untrained
 from raybench.errors import NothingMatched, UnavailableError
 from raybench.schema import SCHEMAS, TABLES, TableName
 
-FINISHED: Final = ("done", "diverged")
+ENDED: Final = ("done", "stopped")
+"""Statuses of runs whose last values are results."""
+FINISHED: Final = ("done", "diverged", "stopped")
 """Statuses that are not run again."""
 QUARANTINED: Final = "quarantined"
 """How the reason of a failed run begins that ends its process: it runs again only if asked for."""
@@ -95,7 +98,7 @@ class SuiteStore:
         return set(_frame(self, f"select run_id from runs where {held}")["run_id"])
 
     def summaries(self, column: str) -> dict[str, float]:
-        """Return `summary.<column>` by run_id: infinite for runs that did not end as done."""
+        """Return `summary.<column>` by run_id: infinite for runs that were lost."""
         name = f"summary.{column}"
         with _connection(self.folder) as connection:
             if name not in _columns(connection, "runs"):
@@ -103,7 +106,9 @@ class SuiteStore:
             else:
                 rows = connection.execute(f'select run_id, status, "{name}" from runs').fetchall()
         return {
-            run_id: value if status == "done" and value is not None else float("inf")
+            run_id: value
+            if status in ENDED and value is not None and not math.isnan(value)
+            else math.inf
             for run_id, status, value in rows
         }
 

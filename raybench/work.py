@@ -246,12 +246,12 @@ def _rows(
             lost = {"status": "failed", "reason": account.reason, "log": account.log}
             rows.runs.append({**row, **lost})
             continue
-        diverged = account.diverged_at is not None
+        status, why = _status(account)
         rows.runs.append(
             {
                 **row,
-                "status": "diverged" if diverged else "done",
-                "reason": f"loss not finite at step {account.diverged_at}" if diverged else None,
+                "status": status,
+                "reason": why,
                 "steps": account.steps,
                 **account.facts,
                 **{f"summary.{k}": v for k, v in summary(account.metrics).items()},
@@ -267,6 +267,12 @@ def _rows(
             for name, cell in zip(_ARRAY_COLUMNS, cells, strict=True):
                 rows.arrays[name].append(cell)
     return rows
+
+
+def _status(account: Account) -> tuple[str, str | None]:
+    if account.diverged_at is not None:
+        return "diverged", f"loss not finite at step {account.diverged_at}"
+    return ("stopped", account.stopped) if account.stopped else ("done", None)
 
 
 _METRIC_COLUMNS = ("run_id", "step", "epoch", "split", "metric", "value")

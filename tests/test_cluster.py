@@ -26,10 +26,11 @@ from raybench.cluster import connect
 from raybench.errors import UnavailableError
 from raybench.local import LocalExecutor
 from raybench.optim import OPTIMIZERS
-from raybench.plan import distinct
-from raybench.session import Executor, Outcome, Session
+from raybench.plan import Batch, distinct
+from raybench.session import Climber, Executor, Outcome, Session
+from raybench.store import SuiteStore
 from raybench.suite import Suite, load, parse
-from raybench.work import Progress
+from raybench.work import Progress, run_batch
 
 pytestmark = pytest.mark.ray
 
@@ -127,6 +128,8 @@ class _Kept:
     def __init__(self, executor: Executor) -> None:
         self.slots = executor.slots
         self.run = executor.run
+        if isinstance(executor, Climber):
+            self.climb = executor.climb
 
     def close(self) -> None:
         pass
@@ -294,6 +297,44 @@ def test_ray_gives_what_one_process_gives(
         assert set(here["lanes"]) == {1}
     elif lanes == 7:
         assert here["lanes"].max() > 1
+
+
+CLIMBING = """\
+tune:
+  trials: 7
+  halving: {min_steps: 2it, eta: 3, asynchronous: true}
+  confirm: {seeds: 1}
+search: {optimizer.lr: {log_uniform: [1e-3, 1]}}
+"""
+
+
+def test_asynchronous_halving_stores_each_rung_as_the_run_that_it_is(
+    on_ray: Executor, tmp_path: Path
+) -> None:
+    text = SUITE.partition("sweep:")[0] + CLIMBING
+    kept = _Kept(on_ray)
+    made = load(parse(text, "both.yaml"))
+    outcome = Session(made, tmp_path, lambda: kept, Watch()).run()
+    frame = results.table(tmp_path, "both")
+    rungs = frame[frame["label.phase"].isin(["rung", "search"])]
+    by_rung = {rung: set(own["label.trial"]) for rung, own in rungs.groupby("label.rung")}
+    # Rungs of 2, 6 and 15 steps: who went on had been there before, and somebody came to the end.
+    assert by_rung[1] == set(range(7))
+    assert by_rung[1] > by_rung[2] >= by_rung[3] > set()
+    assert dict(rungs.groupby("label.rung")["steps"].max()) == {1: 2, 2: 6, 3: 15}
+    assert set(rungs.loc[rungs["label.rung"] < 3, "status"]) == {"stopped"}
+    assert set(rungs.loc[rungs["label.rung"] == 3, "status"]) == {"done"}
+    last = rungs[rungs["label.rung"] == 3].set_index("label.trial")["summary.valid.loss"]
+    assert frame.loc[frame["label.phase"] == "confirm", "label.trial"].tolist() == [last.idxmin()]
+    assert outcome.executed == len(frame) == outcome.total
+    # Every row is what the same run gives by itself, and none is carried out again.
+    ours = frame.set_index("run_id")["summary.test.loss"]
+    alone = SuiteStore(tmp_path / "alone", "both")
+    batch = Batch("alone", "both", "", tuple(made.runs), made.resources)
+    assert [progress.statuses for progress in run_batch(batch, alone, "in-process")]
+    assert {run: ours[run] for run in alone.summaries("test.loss")} == alone.summaries("test.loss")
+    again = Session(load(parse(text, "both.yaml")), tmp_path, lambda: kept, Watch())
+    assert again.run().executed == 0
 
 
 def test_float32_agrees_within_rounding(on_ray: Executor, tmp_path: Path) -> None:

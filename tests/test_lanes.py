@@ -346,7 +346,7 @@ def test_recorder_gives_each_lane_its_own() -> None:
     recorder.array(0, "spectrum", torch.arange(6.0).reshape(3, 2))
     recorder.watch(1, torch.tensor([1.0, float("nan"), float("inf")]))
     recorder.watch(2, torch.tensor([float("nan"), float("nan"), 1.0]))
-    assert recorder.all_diverged()
+    assert recorder.left() == []
     recorder.write(1, 0.5, "train", {"loss": torch.tensor([0.5, 0.0, 0.0])})
     recorder.write(2, 1.0, "train", {"loss": torch.tensor([0.1, 0.0, 0.0])})
     recorder.array(2, "spectrum", torch.ones(3, 2))
@@ -377,7 +377,7 @@ def test_arrays_end_where_metrics_end() -> None:
 def test_not_all_have_diverged_while_one_trains() -> None:
     recorder = Recorder(Lanes(2))
     recorder.watch(3, torch.tensor([float("nan"), 1.0]))
-    assert not recorder.all_diverged()
+    assert recorder.left() == [1]
 
 
 def test_a_run_that_measures_nothing_is_still_a_run() -> None:

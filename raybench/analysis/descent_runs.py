@@ -18,7 +18,7 @@ from matplotlib.ticker import PercentFormatter
 from raybench.analysis import style
 from raybench.analysis.figure import Tables, Verdict
 from raybench.analysis.peak import Rise, largest_rise
-from raybench.analysis.rows import Missing, close, need, observed
+from raybench.analysis.rows import ENDED, Missing, close, need, observed
 from raybench.stats import Floats, Interval, paired_difference
 
 EPS = 0.10
@@ -87,7 +87,7 @@ def histories(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:
         Missing: no error was recorded.
     """
     need(tables.metrics, "run_id", "step", "epoch", "split", "metric", "value")
-    done = frame[frame["status"] == "done"]
+    done = frame[frame["status"].isin(ENDED)]
     long = tables.metrics[(tables.metrics["metric"] == "error")]
     long = long[long["run_id"].isin(set(done["run_id"]))]
     if long.empty:

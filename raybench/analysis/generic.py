@@ -15,12 +15,12 @@ from matplotlib.ticker import MaxNLocator
 
 from raybench.analysis import style
 from raybench.analysis.figure import Figure, Tables
-from raybench.analysis.rows import DONE, Missing, need, with_intervals
+from raybench.analysis.rows import DONE, ENDED, Missing, need, with_intervals
 
 MAX_METRICS, MAX_SETTINGS, MAX_LINES = 3, 4, 10
 """What fits on a page; what is left out is named in the caption and stays in the CSV."""
 PREFERRED = ("test.error", "test.loss", "valid.error", "valid.loss", "train.error", "train.loss")
-_HIDDEN = ("label.phase", "label.trial", "label.arm")
+_HIDDEN = ("label.phase", "label.trial", "label.arm", "label.rung")
 
 
 def _series(runs: pd.DataFrame) -> pd.Series:
@@ -71,7 +71,7 @@ def data_final(tables: Tables) -> pd.DataFrame:
     metrics, settings, series = _metrics(runs), _settings(runs), _series(runs)
     if not metrics:
         raise Missing("no finished run has a summary")
-    done = runs["status"].astype(str) == DONE
+    done = runs["status"].astype(str).isin(ENDED)
     parts = [
         pd.DataFrame(
             {

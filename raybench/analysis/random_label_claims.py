@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from raybench.analysis.figure import Claim, Verdict
-from raybench.analysis.rows import DONE, Missing, close, groups, need
+from raybench.analysis.rows import ENDED, Missing, close, groups, need
 from raybench.stats import Interval, paired_difference
 
 PAPER = "Zhang et al. 2017 (arXiv:1611.03530)"
@@ -69,7 +69,7 @@ def _paired(table: pd.DataFrame, a: str, b: str) -> Interval:
 def check_factor(frame: pd.DataFrame) -> Verdict:
     """Check that random labels take longer by a small factor only."""
     threshold = f"intervals within 1 and {FACTOR:g} times"
-    runs = frame[close(frame["corruption"], 1.0) & (frame["status"] == DONE)]
+    runs = frame[close(frame["corruption"], 1.0) & frame["status"].isin(ENDED)]
     never = int(runs["fit_step"].isna().sum())
     if never:
         return Verdict(f"{never} of {len(runs)} runs never fit random labels", threshold, False)

@@ -31,7 +31,7 @@ from raybench.analysis.random_label_claims import (
     TIME_CLAIMS,
     TRUE,
 )
-from raybench.analysis.rows import DONE, Missing, groups, need, observed, with_intervals
+from raybench.analysis.rows import ENDED, Missing, groups, need, observed, with_intervals
 from raybench.stats import mean_interval
 
 RANDOMISATIONS = {
@@ -114,7 +114,7 @@ def data_losses(tables: Tables) -> pd.DataFrame:
     frame = observations(tables)
     frame = frame[(frame["regularizer"] == NONE) & frame["randomisation"].isin(RANDOMISATIONS)]
     tags = ["run_id", "model", "randomisation", "seed", "train_error", "fit_step"]
-    done = frame.loc[frame["status"] == DONE, tags]
+    done = frame.loc[frame["status"].isin(ENDED), tags]
     long = (
         _series(tables.metrics, "loss").rename(columns={"value": "loss"}).merge(done, on="run_id")
     )
@@ -133,7 +133,7 @@ def data_losses(tables: Tables) -> pd.DataFrame:
     table = long.merge(cells.reset_index(), on=by)
     seeds = sorted({one.n for one in found.values()})
     many = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
-    lost = int((frame["status"] != DONE).sum())
+    lost = int((~frame["status"].isin(ENDED)).sum())
     table.attrs["note"] = f"{many} seeds a line; {lost} of {len(frame)} runs have no result."
     return table.sort_values(["model", "randomisation", "step", "seed"]).reset_index(drop=True)
 

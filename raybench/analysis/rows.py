@@ -14,6 +14,8 @@ import pandas as pd
 from raybench.stats import mean_interval
 
 DONE = "done"
+ENDED = (DONE, "stopped")
+"""Statuses of runs whose last values are results."""
 
 
 class Missing(Exception):  # noqa: N818  (an outcome that is reported, not a failure)
@@ -42,8 +44,8 @@ def observed(
 ) -> pd.DataFrame:
     """Return one row a run: `keys` and `values` (new name: column), `seed` and `status`.
 
-    Values are numbers, and empty unless the run is done. An optional value column that is not
-    there stays empty; a key column must be there.
+    Values are numbers, and empty unless the run is done or was stopped. An optional value column
+    that is not there stays empty; a key column must be there.
     """
     need(runs, "status", "seed", *keys.values())
     frame = pd.DataFrame({name: runs[column] for name, column in keys.items()})
@@ -52,7 +54,7 @@ def observed(
     for name, column in values.items():
         there = runs[column] if column in runs.columns else pd.Series(np.nan, index=runs.index)
         numbers = pd.to_numeric(there, errors="coerce").astype(float)
-        frame[name] = numbers.where(frame["status"] == DONE)
+        frame[name] = numbers.where(frame["status"].isin(ENDED))
     return frame.sort_values([*keys, "seed"], kind="stable").reset_index(drop=True)
 
 

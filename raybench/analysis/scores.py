@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from raybench.analysis.figure import Tables
-from raybench.analysis.rows import DONE, Missing, need
+from raybench.analysis.rows import ENDED, Missing, need
 from raybench.analysis.tuning import arm_keys
 
 Convention = Literal["untrained", "worst"]
@@ -101,7 +101,7 @@ def _metric(problem: pd.Series, runs: pd.DataFrame) -> pd.Series:
 
 def _final(frame: pd.DataFrame, runs: pd.DataFrame, split: str) -> pd.Series:
     error, loss = (_numbers(runs, f"summary.{split}.{m}") for m in ("error", "loss"))
-    return error.where(frame["metric"] == "error", loss).where(frame["status"] == DONE)
+    return error.where(frame["metric"] == "error", loss).where(frame["status"].isin(ENDED))
 
 
 def _count_diverged(frame: pd.DataFrame, metrics: pd.DataFrame, convention: Convention) -> None:
@@ -146,7 +146,7 @@ def means(frame: pd.DataFrame, by: Sequence[str] = CELL) -> pd.DataFrame:
     """
     status = frame["status"]
     marked = frame.assign(
-        diverged=status == "diverged", failed=~status.isin([DONE, "diverged"]).to_numpy()
+        diverged=status == "diverged", failed=~status.isin([*ENDED, "diverged"]).to_numpy()
     )
     cells = marked.groupby([*by, "metric"], sort=False)
     table = cells.agg(
@@ -219,7 +219,7 @@ def complete(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def lost_note(frame: pd.DataFrame, diverged: Convention = "untrained") -> str:
     """Return how many of the runs diverged and failed, and what they count for."""
     counts = frame["status"].value_counts()
-    lost = len(frame) - int(counts.get(DONE, 0))
+    lost = len(frame) - sum(int(counts.get(status, 0)) for status in ENDED)
     gone = int(counts.get("diverged", 0))
     said = []
     if gone:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Picture
 from raybench.analysis import style
 from raybench.analysis.figure import Figure, Tables
 from raybench.analysis.looks import legend, looks, panels
-from raybench.analysis.rows import Missing, need
+from raybench.analysis.rows import ENDED, Missing, need
 from raybench.analysis.scores import CONSTANT, lost_note, scored
 from raybench.stats import expected_best
 
@@ -23,6 +23,8 @@ EDGE = 1000.0
 def searched(tables: Tables) -> pd.DataFrame:
     """Return the trials of the search (not of its refinement), constant schedule, with `lr`."""
     frame = scored(tables)
+    if (frame["phase"] == "rung").any():
+        raise Missing("trials that are all trained to the end; halving stopped some")
     trials = frame[(frame["phase"] == "search")]
     constant = trials[trials["schedule"] == CONSTANT]
     trials = trials if constant.empty else constant
@@ -127,7 +129,7 @@ def data_sensitivity(tables: Tables) -> pd.DataFrame:
     trials = trials[trials["lr"] > 0]
     if trials.empty:
         raise Missing("no learning rates")
-    done = trials["valid"].where(trials["status"] == "done")
+    done = trials["valid"].where(trials["status"].isin(ENDED))
     best = done.groupby(trials["problem"]).transform("min")
     lowest = done.groupby([trials["problem"], trials["optimizer"]]).transform("min")
     table = trials[["problem", "optimizer", "metric", "study", "trial", "lr"]].assign(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Picture
 
 from raybench.analysis import style
 from raybench.analysis.figure import Claim, Tables, Verdict
-from raybench.analysis.rows import DONE, Missing, arms, groups, observed, with_intervals
+from raybench.analysis.rows import ENDED, Missing, arms, groups, observed, with_intervals
 from raybench.analysis.wide_limits_study import numbers, study
 from raybench.stats import argmin_draws, argmin_interval, percentile_interval
 
@@ -49,7 +49,7 @@ def data_rates(tables: Tables) -> pd.DataFrame:
 
 def _curves(cell: pd.DataFrame) -> pd.DataFrame:
     # [seeds, learning rates]: infinite where a run diverged, nan where there is none.
-    loss = cell["loss"].where(cell["status"] == DONE)
+    loss = cell["loss"].where(cell["status"].isin(ENDED))
     values = loss.mask(cell["status"] == "diverged", np.inf)
     return cell.assign(value=values).pivot_table(
         index="seed", columns="lr", values="value", aggfunc="mean", dropna=False

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from raybench.analysis import style
 from raybench.analysis.figure import Claim, Figure, Tables, Verdict
 from raybench.analysis.rows import (
-    DONE,
+    ENDED,
     Missing,
     arms,
     first_present,
@@ -97,7 +97,7 @@ def data_optima(tables: Tables) -> pd.DataFrame:
 
 def _curves(cell: pd.DataFrame) -> pd.DataFrame:
     # [seeds, learning rates]: infinite where a run diverged, nan where there is none.
-    loss = cell["loss"].where(cell["status"] == DONE)
+    loss = cell["loss"].where(cell["status"].isin(ENDED))
     values = loss.mask(cell["status"] == "diverged", np.inf)
     return cell.assign(value=values).pivot_table(
         index="seed", columns="lr", values="value", aggfunc="mean", dropna=False

@@ -166,10 +166,8 @@ class LiveLine:
             parts.append(f"eta {duration(left / rate)}")
         else:
             parts.append(f"in {duration(seconds)}")
-        if diverged := self._counts["diverged"]:
-            parts.append(f"diverged {diverged:,}")
-        if failed := self._counts["failed"]:
-            parts.append(f"failed {failed:,}")
+        notable = ("stopped", "diverged", "failed")
+        parts += [f"{name} {self._counts[name]:,}" for name in notable if self._counts[name]]
         if self._lanes:
             parts.append(f"{len(self._lanes)} batches x {max(self._lanes.values())} lanes")
         text = Text("  ".join(parts))

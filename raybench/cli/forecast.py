@@ -46,8 +46,10 @@ def plan(
         "scale": made.scale,
         "arms_to_confirm": len(made.arms),
         "refinements": made.num_refinements,
+        "promotions": made.num_promotions,
+        "suggestions": made.num_suggestions,
         "confirmations": made.num_confirmations,
-        "runs_in_all": len(distinct(made.runs)) + _later(made),
+        "runs_in_all": len(distinct(made.runs)) + made.num_later,
         "unequal_budgets": unequal(made.arms, made.options),
         "batch_keys": cost.keys,
         "measured_keys": cost.measured,
@@ -71,7 +73,7 @@ def _counts(
 ) -> tuple[list[dict[str, Any]], list[Planned], dict[str, float]]:
     """Return a row a case with counts, the runs to do, and the seconds of finished ones."""
     from raybench.plan import distinct, to_do
-    from raybench.store import SuiteStore, table
+    from raybench.store import ENDED, SuiteStore, table
 
     statuses: dict[str, str] = {}
     seconds: dict[str, list[float]] = {}
@@ -86,7 +88,7 @@ def _counts(
         except NothingMatched:
             walls = {}  # never planned at this scale: the time is measured
         for planned in runs:
-            if statuses.get(planned.run.run_id) == "done" and planned.run.run_id in walls:
+            if statuses.get(planned.run.run_id) in ENDED and planned.run.run_id in walls:
                 seconds.setdefault(planned.run.batch_key, []).append(walls[planned.run.run_id])
         statuses |= dict.fromkeys(SuiteStore(store, made.name).quarantined(), "quarantined")
     rows = _count_rows(runs, statuses)
@@ -94,8 +96,8 @@ def _counts(
     return rows, to_do(runs, statuses), means
 
 
-_BOOKKEEPING = ("phase", "arm", "trial")
-_COUNTED = ("done", "diverged", "failed", "quarantined")
+_BOOKKEEPING = ("phase", "arm", "trial", "rung")
+_COUNTED = ("done", "stopped", "diverged", "failed", "quarantined")
 _MOST_ROWS = 30
 
 
@@ -130,8 +132,7 @@ def _count_row(name: str, counts: Counter[str]) -> dict[str, Any]:
     return {
         "case": name,
         "runs": counts["runs"],
-        "done": counts["done"],
-        "diverged": counts["diverged"],
+        **{status: counts[status] for status in ("done", "stopped", "diverged")},
         "failed": counts["failed"] + counts["quarantined"],
         "to do": counts["missing"] + counts["failed"],
     }
@@ -141,9 +142,12 @@ def _estimate(
     made: Suite, todo: Sequence[Planned], finished: dict[str, float], cores: int
 ) -> Estimate:
     from raybench.estimate import estimate
+    from raybench.suite.later import Later
 
     slots = max(1, int(cores / made.resources.cpu))
-    extra = _later(made) if todo else 0
+    samples = Later(made).samples() if todo or made.num_suggestions else []
+    extra = made.num_later - len(samples) if todo else 0
+    todo = [*todo, *samples]
     return estimate(
         todo, finished_seconds=finished, resources=made.resources, slots=slots, extra_runs=extra
     )
@@ -157,7 +161,7 @@ def _print_plan(
     for reason, count in skipped.items():
         output.print(f"{count:,} skipped: {reason}")
     _print_protocol(made)
-    if not cost.keys and not _later(made):
+    if not cost.keys and not made.num_later:
         output.print("nothing to do")
         return
     if cost.problem:
@@ -191,11 +195,6 @@ def _hours(hours: float) -> str:
     return f"{hours:.3g}" if hours < 100 else f"{hours:,.0f}"
 
 
-def _later(made: Suite) -> int:
-    """Return how many runs will follow once results have shown which."""
-    return made.num_refinements + made.num_confirmations
-
-
 def _print_protocol(made: Suite) -> None:
     from raybench.plan import distinct
     from raybench.suite.protocol import unequal
@@ -204,10 +203,14 @@ def _print_protocol(made: Suite) -> None:
         return
     if made.num_refinements:
         output.print(f"then {made.num_refinements:,} runs from the box of each arm's best trials")
+    if made.num_promotions:
+        output.print(f"then at most {made.num_promotions:,} runs of rungs that are longer")
+    if made.num_suggestions:
+        output.print(f"then {made.num_suggestions:,} runs of trials that tpe chooses as it goes")
     if made.num_confirmations:
         output.print(f"then {made.num_confirmations:,} confirmation runs, chosen by the search")
     output.print(
-        f"in all {len(distinct(made.runs)) + _later(made):,} runs of {len(made.arms)} arms"
+        f"in all {len(distinct(made.runs)) + made.num_later:,} runs of {len(made.arms)} arms"
     )
     less = unequal(made.arms, made.options)
     if not less:

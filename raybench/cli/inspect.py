@@ -106,7 +106,7 @@ def _status(store: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 _MOST_CAUSES = 10
-_STATUSES = ("done", "diverged", "failed", "skipped")
+_STATUSES = ("done", "stopped", "diverged", "failed", "skipped")
 
 
 @runs.command("ls")

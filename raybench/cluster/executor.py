@@ -26,8 +26,9 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from raybench.errors import UnavailableError
-from raybench.plan import Batch, decode
+from raybench.plan import Batch, Climb, decode
 from raybench.store import SuiteStore
+from raybench.suite import Resources
 from raybench.work import Progress, run_batch
 
 _log = logging.getLogger(__name__)
@@ -85,7 +86,27 @@ class RayExecutor:
             kinds.setdefault((asked.cpu, asked.gpu, asked.retries), []).append(batch)
         for same in kinds.values():
             self._check(same[0])
-            self._tune(same, store, on_progress)
+            given = [{"batch": batch.encode(), "store": str(store.root)} for batch in same]
+            relay = _OfBatches(on_progress)
+            self._tune(BatchTrainable, given, _Unhurried(), relay, same[0].resources)
+
+    def climb(
+        self,
+        climbs: Sequence[Climb],
+        store: SuiteStore,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        """Carry out trials that go on as soon as they are among the best that have got as far.
+
+        What a trial has stored when its process dies stays; the session does the rest.
+        """
+        from raybench.cluster.climb import Brackets, Climber, OfClimbs, configs
+
+        self._check(climbs[0].rungs[0])
+        given = [*configs(climbs, store)]
+        resources = climbs[0].rungs[0].resources
+        relay, retries = OfClimbs(on_progress), resources.retries
+        self._tune(Climber, given, Brackets(climbs), relay, resources, retries)
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
@@ -93,42 +114,36 @@ class RayExecutor:
         self._remove_folder()
 
     def _tune(
-        self, batches: Sequence[Batch], store: SuiteStore, on_progress: Callable[[Progress], None]
+        self,
+        trainable: type[tune.Trainable],
+        configs: Sequence[Mapping[str, Any]],
+        scheduler: FIFOScheduler,
+        relay: Relay,
+        resources: Resources,
+        retries: int = 0,
     ) -> None:
-        resources = batches[0].resources
         slots = max(1, int(self.slots / resources.cpu))
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(2, min(slots, 16)))
         folder = self._folder or Path(tempfile.mkdtemp(prefix="raybench-"))
         # Ray prints about lost workers; standard output belongs to what a verb answers.
         with contextlib.redirect_stdout(sys.stderr):
-            self._run_trials(batches, store, on_progress, folder)
+            tune.run(
+                trainable,
+                name="tune",
+                storage_path=str(folder / "tune"),
+                search_alg=_Queue(configs),
+                scheduler=scheduler,
+                num_samples=len(configs),
+                resources_per_trial={"cpu": resources.cpu, "gpu": resources.gpu},
+                callbacks=[relay],
+                stop=_Stop(relay),
+                reuse_actors=True,
+                max_failures=retries,
+                raise_on_failed_trial=False,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            )
         shutil.rmtree(folder / "tune", ignore_errors=True)
-
-    def _run_trials(
-        self,
-        batches: Sequence[Batch],
-        store: SuiteStore,
-        on_progress: Callable[[Progress], None],
-        folder: Path,
-    ) -> None:
-        resources = batches[0].resources
-        relay = _Relay(on_progress)
-        tune.run(
-            BatchTrainable,
-            name="tune",
-            storage_path=str(folder / "tune"),
-            search_alg=_Queue([batch.encode() for batch in batches], str(store.root)),
-            scheduler=_Unhurried(),
-            num_samples=len(batches),
-            resources_per_trial={"cpu": resources.cpu, "gpu": resources.gpu},
-            callbacks=[relay],
-            stop=_Stop(relay),
-            reuse_actors=True,
-            max_failures=0,
-            raise_on_failed_trial=False,
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            verbose=0,
-        )
         if relay.raised is not None:
             raise relay.raised
 
@@ -190,16 +205,14 @@ class BatchTrainable(tune.Trainable):  # type: ignore[misc]
 
 
 class _Queue(Searcher):  # type: ignore[misc]
-    """Hands out the batches in order; Tune's own grid copies the whole list for each trial."""
+    """Hands out configs in order; Tune's own grid copies the whole list for each trial."""
 
-    def __init__(self, batches: Sequence[str], store: str) -> None:
+    def __init__(self, configs: Sequence[Mapping[str, Any]]) -> None:
         super().__init__(metric="done", mode="max")
-        self._batches = iter(batches)
-        self._store = store
+        self._configs = iter(configs)
 
     def suggest(self, trial_id: str) -> Any:
-        batch = next(self._batches, None)
-        return Searcher.FINISHED if batch is None else {"batch": batch, "store": self._store}
+        return next(self._configs, Searcher.FINISHED)
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         pass
@@ -218,7 +231,7 @@ class _Unhurried(FIFOScheduler):  # type: ignore[misc]
         return None
 
 
-class _Relay(tune.Callback):  # type: ignore[misc]
+class Relay(tune.Callback):  # type: ignore[misc]
     """Passes on what trials report.
 
     Attributes:
@@ -230,16 +243,8 @@ class _Relay(tune.Callback):  # type: ignore[misc]
         self._on_progress = on_progress
         self.raised: Exception | None = None
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        self._pass_on(Progress.of(result))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        batch_id = json.loads(trial.config["batch"])["batch_id"]
-        self._pass_on(Progress(batch_id, finished=True, broken=_cause(trial)))
-
-    def _pass_on(self, progress: Progress) -> None:
+    def pass_on(self, progress: Progress) -> None:
+        """Report, unless something has been raised already."""
         if self.raised is not None:
             return
         try:
@@ -248,10 +253,21 @@ class _Relay(tune.Callback):  # type: ignore[misc]
             self.raised = error
 
 
+class _OfBatches(Relay):
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self.pass_on(Progress.of(result))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        batch_id = json.loads(trial.config["batch"])["batch_id"]
+        self.pass_on(Progress(batch_id, finished=True, broken=_cause(trial)))
+
+
 class _Stop(tune.Stopper):  # type: ignore[misc]
     """Ends all trials once the relay's listener has raised."""
 
-    def __init__(self, relay: _Relay) -> None:
+    def __init__(self, relay: Relay) -> None:
         self._relay = relay
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:

@@ -93,6 +93,20 @@ class Feed:
         self._epoch = -1
         self._orders = [stream(seed, "order/epochs") for seed in self._seeds]
 
+    def take(self, places: Sequence[int]) -> None:
+        """Go on with the rows of the lanes at `places` only, each where it is in its order."""
+        self._pool.take(places)
+        self._seeds = [self._seeds[place] for place in places]
+        if not self._one_order:  # else the first one draws for all
+            self._orders = [self._orders[place] for place in places]
+        self._noise = self._lanes.take(self._noise, places)
+        if self._epoch >= 0:
+            self._order, self._rows = self._lanes.take((self._order, self._rows), places)
+        if self._measured is not None:
+            self._measured = self._lanes.take(self._measured, places)
+        self._whole = None
+        self._kept = {}
+
     def has(self, split: str) -> bool:
         """Return whether a split has rows to measure."""
         return self._total(split) > 0
@@ -210,6 +224,12 @@ class _Pool:
             for split, rows in first.rows.items()
         }
         self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def take(self, places: Sequence[int]) -> None:
+        if not self._shared:
+            self._x = self._lanes.take(self._x, places)
+        self._rows = self._lanes.take(self._rows, places)
+        self._y = self._lanes.take(self._y, places)
 
     def count(self, split: str) -> int:
         return self._rows[split].shape[-1]

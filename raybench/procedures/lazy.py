@@ -47,7 +47,9 @@ class Lazy(Train):
     0 trains for all steps."""
 
     def check(self) -> str | None:
-        """Refuse a rate that foreign optimizers cannot take."""
+        """Refuse a rate that foreign optimizers cannot take, and what only `train` does."""
+        if self.stop is not None:
+            return "lazy compares whole trainings: instead of `stop` set `until`"
         if self.curvature_rate and isinstance(self.optimizer, ForeignOptimizer):
             return "curvature_rate sets the rate of raybench's own optimizers only"
         return None

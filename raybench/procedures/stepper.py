@@ -84,6 +84,24 @@ class Stepper:
         _, flat, inner = state
         return self._split(self._own_evaluation(self._rule, inner, flat)[_ALL], params)
 
+    def take(self, state: Any, params: Params, places: Sequence[int]) -> Any:
+        """Go on with the lanes at `places` only, and return their state.
+
+        Args:
+            state: of all lanes.
+            params: of the lanes that are left.
+            places: which they are.
+        """
+        self._own = [self._own[place] for place in places]
+        if self._foreign:
+            _, own, made = state
+            return params, [own[place] for place in places], [made[place] for place in places]
+        self._rule = self._lanes.take(self._rule, places)
+        if self._flat:
+            _, flat, inner = state
+            return params, *self._lanes.take((flat, inner), places)
+        return self._lanes.take(state, places)
+
     def _update_each(
         self, grads: Params, state: Any, params: Params, factor: float
     ) -> tuple[Params, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from raybench.data import DATA, Data
 from raybench.lanes import Lanes, Params
@@ -18,6 +18,7 @@ from raybench.procedures.base import Procedure
 from raybench.procedures.feed import Extent, Feed, Order
 from raybench.procedures.network import LossName, Network, record_all
 from raybench.procedures.stepper import Stepper
+from raybench.procedures.stop import Stop, Watch, ending
 from raybench.record import Recorder, Times
 from raybench.spec import Json, Run, Spec, Steps
 from raybench.tables import Part
@@ -64,6 +65,17 @@ class Train(Procedure):
     """Adds l2 / 2 |W|^2 over weights, not biases, to the loss that is trained and reported."""
     record: Record = Record()
     """What is measured."""
+    stop: Stop | None = None
+    """What ends a run before its steps are over, besides divergence."""
+
+    @field_validator("stop")
+    @classmethod
+    def _target_is_measured(cls, stop: Stop | None, info: ValidationInfo) -> Stop | None:
+        splits = info.data["record"].on if "record" in info.data else ()
+        for name in (stop.target or {}) if stop and splits else ():
+            if name.partition("/")[0] not in splits:
+                raise ValueError(f"target {name} is not measured: add its split to record.on")
+        return stop
 
     def require(self) -> None:
         """Ask the data set."""
@@ -74,9 +86,9 @@ class Train(Procedure):
         return self.data.missing()
 
     def cost_form(self) -> Json:
-        """Leave out length and schedule; of optimizers tell only fused ones from foreign ones."""
+        """Leave out lengths and schedule; of optimizers tell only fused ones from foreign ones."""
         foreign = isinstance(self.optimizer, ForeignOptimizer)
-        kept = {k: v for k, v in self.batch_form.items() if k not in ("schedule", "steps")}
+        kept = {k: v for k, v in self.batch_form.items() if k not in ("schedule", "steps", "stop")}
         return {**kept, "optimizer": self.optimizer.batch_form if foreign else None}
 
     def operations(self) -> float | None:
@@ -96,8 +108,8 @@ class Train(Procedure):
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Train the runs side by side."""
         course = Course(lanes, runs)
-        lanes.clock.expect(course.total, len(course.due))
-        course.fit(course.network.params, course.network.buffers, recorder)
+        lanes.clock.expect(course.end, len(course.due))
+        course.fit(course.network.params, course.network.buffers, recorder, narrow=True)
 
 
 class Course:
@@ -111,6 +123,7 @@ class Course:
         network: with the initial weights and buffers.
         feed: with the runs' rows.
         total: steps of one fit.
+        end: the step after which none is trained, as far as it is known before.
         due: steps at which it records.
     """
 
@@ -132,7 +145,10 @@ class Course:
             lanes, self._spec.model, seeds, self.feed.task, self._spec.loss, self._spec.l2
         )
         self.total = self._spec.steps.resolve(self.feed.steps_per_epoch)
-        self.due = set(self._spec.record.at.steps(self.total, self.feed.steps_per_epoch))
+        epoch = self.feed.steps_per_epoch
+        self.end = ending(self._spec.stop, self.total, epoch)
+        times = self._spec.record.at.steps(self.total, epoch)
+        self.due = {step for step in times if step < self.end} | {self.end}
 
     def fit(
         self,
@@ -142,6 +158,7 @@ class Course:
         *,
         masks: Params | None = None,
         offset: int = 0,
+        narrow: bool = False,
     ) -> tuple[Params, Params]:
         """Train from given weights and return the trained ones, with the buffers.
 
@@ -153,6 +170,8 @@ class Course:
             recorder: takes what is measured.
             masks: zeros for weights that are kept at 0, ones for the others; None for no masks.
             offset: added to the steps that are recorded, for procedures of several fits.
+            narrow: whether lanes whose runs have ended leave the group, once at most half are left;
+                what is returned is then of the others, and the course is theirs from there on.
         """
         recorder.fact("num_params", self.network.num_params)
         epoch, record = self.feed.steps_per_epoch, self._spec.record
@@ -160,11 +179,13 @@ class Course:
         self.feed.restart()
         params = masked(params, masks)
         state = optimizer.init(params)
-        for step in range(self.total + 1):
+        watch = Watch(self._spec.stop, recorder, self.total, self.end)
+        for step in range(self.end + 1):
             recorder.reach(offset + step)
             if step % epoch == 0:
                 buffers = self.network.forget(buffers)
-            if step in self.due or self._lanes.clock.samples(step):
+            over = step > 0 and watch.late()
+            if step in self.due or over or self._lanes.clock.samples(step):
                 record_all(
                     recorder,
                     self.network,
@@ -174,9 +195,15 @@ class Course:
                     splits=record.on,
                     probes=record.probes,
                 )
-                if recorder.all_diverged():
+                left = watch.look(step, offset + step)
+                if not left:
                     break
-            if step == self.total:
+                if narrow and 2 * len(left) <= self._lanes.size:
+                    self._lanes.narrow(left)
+                    self.feed.take(left)
+                    params, buffers, masks = self._lanes.take((params, buffers, masks), left)
+                    state = optimizer.take(state, params, left)
+            if step == self.end:
                 break
             x, y = self.feed.batch(step)
             grads, loss, buffers = self.network.step_gradient(params, buffers, x, y)

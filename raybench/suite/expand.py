@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,12 +11,13 @@ from typing import Any, Final, cast
 from raybench.errors import Path, Problem
 from raybench.procedures import PROCEDURES, Procedure
 from raybench.rng import Seed
-from raybench.spec import Run
+from raybench.spec import Run, Steps
 from raybench.suite.axes import Assignment, Option, product
 from raybench.suite.config import Config, Origins, copy, look_up, origin, put, put_all
 from raybench.suite.expr import Expression, ExpressionError
+from raybench.suite.later import Later
 from raybench.suite.protocol import Arm, Trial
-from raybench.suite.sections import ONE_SHOT, Limits, Resources, Seeds, Skip, Tune, section
+from raybench.suite.sections import ONE_SHOT, Halving, Limits, Resources, Seeds, Skip, Tune, section
 from raybench.suite.source import Source
 from raybench.tables import build
 
@@ -113,12 +113,16 @@ class Suite:
         return found
 
     @property
+    def num_later(self) -> int:
+        """Runs that will follow once results have shown which, at most."""
+        later = (self.num_refinements, self.num_promotions, self.num_suggestions)
+        return sum(later) + self.num_confirmations
+
+    @property
     def num_refinements(self) -> int:
         """Runs that will follow once the first trials have shown where to look."""
         return sum(
-            (arm.tune.most - arm.tune.first) * arm.tune.seeds
-            for arm in self._searched()
-            if arm.space
+            (arm.tune.most - arm.tune.first) * arm.tune.seeds for arm in self.searched if arm.space
         )
 
     @property
@@ -127,52 +131,39 @@ class Suite:
 
         Fewer are carried out where two budgets pick the same trial.
         """
-        return sum(arm.tune.confirm.seeds * len(arm.tune.sizes) for arm in self._searched())
+        return sum(arm.tune.confirm.seeds * len(arm.tune.sizes) for arm in self.searched)
 
-    def refinements(self, values: Mapping[str, float]) -> list[Planned]:
-        """Return the trials from the box of the best, for arms whose first trials are complete.
+    @property
+    def num_promotions(self) -> int:
+        """Runs that will follow as longer rungs of successive halving, at most."""
+        return Later(self).num_promotions
 
-        Args:
-            values: as for `confirmations`.
-        """
-        scores = self._scores(self.runs, values)
-        found: list[Planned] = []
-        for index, arm in enumerate(self.arms):
-            first = len(arm.trials)
-            for number, trial in enumerate(arm.refined(scores.get(index, []))):
-                found += self._trial(arm, "refine", first + number, trial, [])
-        return found
+    @property
+    def num_suggestions(self) -> int:
+        """Runs of trials that will be chosen by the results of earlier ones."""
+        return sum(arm.tune.most * arm.tune.seeds for arm in self.searched if arm.adaptive)
 
     def confirmations(self, values: Mapping[str, float]) -> tuple[list[Planned], list[str]]:
-        """Return the runs that confirm the best trial of each arm and budget that is complete.
+        """Return the runs that confirm the picks of suites that search without a searcher.
 
-        Args:
-            values: the selection metric by run_id; infinite for runs that failed or diverged.
-
-        Returns:
-            The runs, and the names of arms in which no trial came to an end.
+        See `Later.confirm`.
         """
-        first = self._scores(self.runs, values)
-        scores = self._scores([*self.runs, *self.refinements(values)], values)
-        confirmed: list[Planned] = []
-        lost: list[str] = []
-        for index, arm in enumerate(self.arms):
-            of_arm = scores.get(index, [])
-            trials = [*arm.trials, *arm.refined(first.get(index, []))]
-            for budget, pick in arm.picks(of_arm).items():
-                if pick is None:
-                    lost.append(" ".join(filter(None, (arm.name, budget))))
-                    continue
-                labels = arm.labels("confirm", pick, budget)
-                seeds = self._confirm_seeds(arm)
-                confirmed += self._point(arm.option, trials[pick], seeds, labels, [])
-        return confirmed, lost
+        return Later(self).confirm(values)
 
-    def _searched(self) -> list[Arm]:
-        if self.tune is None:
-            return []
-        named = {p.labels["arm"] for p in self.runs if not p.skipped}
-        return [arm for arm in self.arms if arm.name in named]
+    def confirming(self, arm: Arm, trial: Trial, number: int, budget: str) -> list[Planned]:
+        """Return the runs that confirm a trial as the pick of a budget."""
+        labels = arm.labels("confirm", number, budget)
+        return list(self._point(arm.option, trial, self._confirm_seeds(arm), labels, []))
+
+    @cached_property
+    def searched(self) -> list[Arm]:
+        """The arms that have anything to search by trials: those that are not skipped."""
+        named: dict[str, bool] = {}
+        for planned in self.runs:
+            if "arm" in planned.labels:
+                name = str(planned.labels["arm"])
+                named[name] = named.get(name, False) or not planned.skipped
+        return [arm for arm in self.arms if named.get(arm.name, arm.adaptive)]
 
     def _studies(self, option: Option, problems: list[Problem]) -> Iterator[Arm]:
         tune = cast("Tune", self.tune)
@@ -192,25 +183,6 @@ class Suite:
             tune = cast("Tune", changed)
         for study in range(tune.studies):
             yield Arm(option, tune, study)
-
-    def _scores(
-        self, runs: Sequence[Planned], values: Mapping[str, float]
-    ) -> dict[int, list[float]]:
-        """Return the mean score of each trial by the place of its arm; nan for unfinished ones."""
-        places = {(arm.name, arm.study): place for place, arm in enumerate(self.arms)}
-        scores: dict[int, dict[int, list[float]]] = {}
-        for planned in runs:
-            if planned.skipped or planned.labels.get("phase") not in ("search", "refine"):
-                continue
-            place = places[str(planned.labels["arm"]), int(planned.labels.get("study", 0))]
-            sign = 1.0 if self.arms[place].tune.select.mode == "min" else -1.0
-            value = values.get(planned.run.run_id, math.nan)
-            of_trial = scores.setdefault(place, {}).setdefault(int(planned.labels["trial"]), [])
-            of_trial.append(math.inf if math.isinf(value) else sign * value)
-        return {
-            place: [sum(of[trial]) / len(of[trial]) for trial in sorted(of)]
-            for place, of in scores.items()
-        }
 
     def _confirm_seeds(self, arm: Arm) -> list[Seed]:
         tune = arm.tune
@@ -251,12 +223,13 @@ class Suite:
             except ValueError as error:
                 problems.append(Problem(self.origins["tune"], str(error)))
                 return
-            for number, trial in enumerate(trials):
-                planned = list(self._trial(arm, "search", number, trial, problems))
+            # Trials that are yet to be chosen are stood for by one, so that mistakes show now.
+            for number, trial in enumerate([arm.middle] if arm.adaptive else trials):
+                planned = list(self.trial(arm, "search", number, trial, problems))
                 if number == 0 and planned and not self._can_select(arm, planned[0]):
                     message = f"{arm.name}: {arm.tune.select.metric} needs rows: set data.valid"
                     problems.append(Problem(self.origins["tune"], message))
-                yield from planned
+                yield from (p for p in planned if p.skipped or not arm.adaptive)
 
     def _can_select(self, arm: Arm, planned: Planned) -> bool:
         # Without validation rows every trial would be carried out, and none could be picked.
@@ -264,13 +237,29 @@ class Suite:
         split = arm.tune.select.metric.partition("/")[0]
         return split != "valid" or getattr(data, "valid", None) != 0
 
-    def _trial(
-        self, arm: Arm, phase: str, number: int, trial: Trial, problems: list[Problem]
+    def trial(
+        self,
+        arm: Arm,
+        phase: str,
+        number: int,
+        trial: Trial,
+        problems: list[Problem],
+        rung: int = 0,
     ) -> Iterator[Planned]:
+        """Yield the runs of a trial of an arm, one for each seed.
+
+        Args:
+            arm: the arm.
+            phase: search or refine; with halving, rungs before the last are called `rung`.
+            number: of the trial.
+            trial: what it sets.
+            problems: mistakes are added to it.
+            rung: from 0, where trials are stopped by halving.
+        """
         first = arm.study * arm.tune.seeds
         seeds = [self._seed(first + index) for index in range(arm.tune.seeds)]
         labels = arm.labels(phase, number)
-        yield from self._point(arm.option, trial, seeds, labels, problems, blind=arm.tune.blind)
+        yield from self._point(arm.option, trial, seeds, labels, problems, (arm, rung))
 
     def _point(
         self,
@@ -279,13 +268,17 @@ class Suite:
         seeds: Sequence[Seed],
         labels: Mapping[str, str | int],
         problems: list[Problem],
-        *,
-        blind: bool = False,
+        search: tuple[Arm, int] | None = None,
     ) -> Iterator[Planned]:
-        """Yield the runs of one fully resolved configuration, one for each seed."""
+        """Yield the runs of one fully resolved configuration, one for each seed.
+
+        `search` is the arm and the rung of a trial; None outside of a search.
+        """
         found: list[Problem] = []
         config, reason = self._resolve(option, trial, found)
-        if blind:
+        if search and search[0].halving and not found:
+            labels = {**labels, **self._halved(config, search[0].halving, search[1], found)}
+        if search and search[0].tune.blind:
             shown = look_up(config, PROCEDURES, "record.on")
             hidden = [split for split in shown if split != "test"]
             put(config, Assignment(("record", "on"), hidden, ()))
@@ -302,6 +295,27 @@ class Suite:
         named = {**option.labels, **labels}
         for seed in seeds:
             yield Planned(Run(procedure, seed), named, reason)
+
+    def _halved(
+        self, config: Config, halving: Halving, rung: int, problems: list[Problem]
+    ) -> dict[str, str | int]:
+        """Let a trial stop at the end of its rung, and return the labels that say so."""
+        where = (*self.origins["tune"], "halving")
+        try:
+            steps = Steps.parse(look_up(config, PROCEDURES, "steps"))
+            if look_up(config, PROCEDURES, "stop.at") is not None:
+                raise ValueError("stop.at is what halving sets; leave it out")
+            lengths = halving.rungs(steps)
+        except KeyError:
+            message = f"{config.get('procedure')} has no `steps` and `stop`, which halving needs"
+            problems.append(Problem(where, message))
+        except ValueError as error:
+            problems.append(Problem(where, str(error)))
+        else:
+            if rung == len(lengths):
+                return {"rung": rung + 1}
+            put(config, Assignment(("stop", "at"), str(lengths[rung]), ()))
+        return {"phase": "rung", "rung": rung + 1}
 
     def _resolve(
         self,

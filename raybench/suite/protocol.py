@@ -10,7 +10,7 @@ from typing import Any
 
 from raybench.suite.axes import Assignment, Option
 from raybench.suite.sampling import Distribution, points
-from raybench.suite.sections import ONE_SHOT, Tune
+from raybench.suite.sections import ONE_SHOT, Halving, Tune
 
 Trial = Mapping[str, Any]
 
@@ -45,11 +45,16 @@ class Arm:
         """Trials that are known before any result.
 
         Raises:
-            ValueError: a grid over a space that is not finite.
+            ValueError: a grid over a space that is not finite, or rungs of trials that differ in
+                length.
         """
         if not self.space or not self.tune.first:
             return [{}] if self.tune.first else []
-        return [*points(self.space, self.tune.method, self.tune.first, self._seed)]
+        if self.halving and "steps" in self.space:
+            raise ValueError("halving compares trials of one length: `steps` cannot be searched")
+        if self.adaptive:
+            return []
+        return [*points(self.space, self.tune.method, self.tune.first, self.seed)]
 
     def refined(self, scores: Sequence[float]) -> list[Trial]:
         """Return the trials from the box of the best, once all first trials have a score.
@@ -73,7 +78,7 @@ class Arm:
             key: space.around([self.trials[trial][key] for trial in best])
             for key, space in self.space.items()
         }
-        return [*points(box, self.tune.method, count, self._seed)]
+        return [*points(box, self.tune.method, count, self.seed)]
 
     def picks(self, scores: Sequence[float]) -> dict[str, int | None]:
         """Return the best trial of each budget; None where every trial of it was lost.
@@ -95,6 +100,66 @@ class Arm:
             found[budget] = best if math.isfinite(within[best]) else None
         return found
 
+    def promoted(self, rungs: Sequence[Mapping[int, float]]) -> list[int]:
+        """Return the trials that go on to the rung after those given.
+
+        Each budget has a bracket of its own: its first trials, whatever larger budgets have. One
+        whose rung is not over yet promotes none.
+
+        Args:
+            rungs: the score of each trial of each rung, as in `refined`.
+        """
+        brackets = [self._bracket(size, rungs) for size in self.tune.sizes.values()]
+        return sorted({trial for bracket in brackets for trial in bracket or ()})
+
+    def picks_of_rungs(
+        self, rungs: Sequence[Mapping[int, float]], count: int
+    ) -> dict[str, int | None]:
+        """Return the pick of each budget, as `picks` does, by successive halving.
+
+        A trial that was stopped is picked only where all that went on were lost.
+
+        Args:
+            rungs: as in `promoted`; of the rungs that have begun.
+            count: rungs in all.
+        """
+        found: dict[str, int | None] = {}
+        for budget, size in self.tune.sizes.items():
+            members = [self._bracket(size, rungs[:rung]) for rung in range(min(count, len(rungs)))]
+            last = self._bracket(size, rungs)
+            if last is None or (last and len(rungs) < count):
+                continue
+            found[budget] = furthest([trials or [] for trials in members], rungs)
+        return found
+
+    def _bracket(self, size: int, rungs: Sequence[Mapping[int, float]]) -> list[int] | None:
+        """Return which of the first `size` trials are left after these rungs; None if unknown."""
+        assert self.halving is not None
+        trials = list(range(min(size, len(self.trials))))
+        share = len(trials)
+        for scores in rungs:
+            if any(math.isnan(scores.get(trial, math.nan)) for trial in trials):
+                return None
+            share = max(1, share // self.halving.eta)
+            fine = [trial for trial in trials if math.isfinite(scores[trial])]
+            trials = sorted(sorted(fine, key=scores.__getitem__)[:share])
+        return trials
+
+    @property
+    def halving(self) -> Halving | None:
+        """How its trials are stopped early; None where there is only one."""
+        return self.tune.halving if self.space else None
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the trials depend on the results of earlier ones."""
+        return self.tune.method == "tpe" and bool(self.space)
+
+    @property
+    def middle(self) -> Trial:
+        """The middle of the space."""
+        return {key: space.quantile(0.5) for key, space in self.space.items()}
+
     @property
     def num_trials(self) -> int:
         """Trials that the arm will have in all."""
@@ -111,7 +176,8 @@ class Arm:
         return not self.space or self.tune.method == "grid"
 
     @property
-    def _seed(self) -> int:
+    def seed(self) -> int:
+        """The seed of its draws."""
         return self.tune.seed + self.study
 
     def labels(
@@ -126,6 +192,16 @@ class Arm:
         if self.tune.studies > 1 and phase != ONE_SHOT:
             found["study"] = self.study
         return found
+
+
+def furthest(members: Sequence[Sequence[int]], rungs: Sequence[Mapping[int, float]]) -> int | None:
+    """Return the best trial of the last rung that has one which was not lost there or later."""
+    lost: set[int] = set()
+    for trials, scores in zip(reversed(members), reversed(rungs[: len(members)]), strict=True):
+        lost |= {trial for trial in trials if not math.isfinite(scores[trial])}
+        if fine := [trial for trial in trials if trial not in lost]:
+            return min(fine, key=scores.__getitem__)
+    return None
 
 
 def unequal(arms: Sequence[Arm], axes: Sequence[Sequence[Option]]) -> dict[str, str]:

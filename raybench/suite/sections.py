@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from raybench.errors import Path, Problem
 from raybench.rng import STREAMS
-from raybench.spec import Spec
+from raybench.spec import Spec, Steps
 from raybench.suite.expr import Expression, ExpressionError
 from raybench.tables import construct
 
@@ -53,6 +53,16 @@ class Select(Spec):
     at: Literal["final", "best"] = "final"
     """The value at the end, or the lowest over time."""
 
+    @property
+    def column(self) -> str:
+        """Its name in a run's summary."""
+        return self.metric.replace("/", ".") + (".best" if self.at == "best" else "")
+
+    @property
+    def sign(self) -> float:
+        """What makes of a value a score, of which lower is better."""
+        return 1.0 if self.mode == "min" else -1.0
+
     @model_validator(mode="after")
     def _lowest_is_for_min(self) -> Self:
         if self.mode == "max" and self.at == "best":
@@ -79,12 +89,52 @@ class Refine(Spec):
     """How many of them, the best by the selection metric, span the box."""
 
 
+class Halving(Spec):
+    """Successive halving (Jamieson and Talwalkar 2016; Li et al. 2018, arXiv:1810.05934).
+
+    All trials of a budget are a bracket. They are trained for `min_steps`, the first rung; the best
+    1/eta of them go on to a rung eta times as long, and so on, to the last rung, which trains for
+    all `steps`. Who goes on is decided once a rung is over, by the selection metric at its end, so
+    it does not depend on what ran where or when. A rung trains its runs from their start, as runs
+    of their own with `stop.at`: eta = 3 and 4 rungs cost 4/3 of what going on from saved weights
+    would, and any rung can be repeated, resumed and shared by itself.
+    """
+
+    min_steps: Steps
+    """Length of the first rung, in the unit that `steps` has."""
+    eta: int = Field(default=3, ge=2)
+    """The reduction factor: one trial in eta goes on, to a rung eta times as long."""
+    asynchronous: bool = False
+    """On Ray, whether a trial goes on at once if it is among the best 1/eta of those that have got
+    as far (ASHA, by Ray Tune's AsyncHyperBandScheduler, one trial at a time in a worker): for runs
+    that cannot share lanes. Who goes on then depends on the order of arrival, so another time it
+    may be others. Without Ray, rungs are decided when they are over."""
+
+    def rungs(self, steps: Steps) -> list[Steps]:
+        """Return the lengths of the rungs before the last one, which is `steps` long.
+
+        Raises:
+            ValueError: `steps` has another unit, or is no longer than the first rung.
+        """
+        first = self.min_steps
+        if first.unit != steps.unit:
+            raise ValueError(f"min_steps {first} and steps {steps} must have one unit")
+        if not 0 < first.count < steps.count:
+            raise ValueError(f"min_steps {first} must be above 0 and less than steps {steps}")
+        lengths, count = [], first.count
+        while count < steps.count:
+            lengths.append(Steps(count, first.unit))
+            count *= self.eta
+        return lengths
+
+
 class Tune(Spec):
     """The tuning protocol: each arm searches its space, and its pick is confirmed."""
 
-    method: Literal["random", "random_state", "halton", "sobol", "grid"] = "random"
+    method: Literal["random", "random_state", "halton", "sobol", "grid", "tpe"] = "random"
     """How trials are drawn; `random_state` is the sampler of Schmidt et al. 2021: numpy's legacy
-    generator, trial by trial in the order of the keys."""
+    generator, trial by trial in the order of the keys. `tpe` chooses trials by the results of
+    earlier ones: Optuna's tree-structured Parzen estimator, through Ray Tune."""
     trials: int = Field(default=20, ge=1)
     """Trials of each arm: the same for every arm."""
     budgets: Mapping[str, Annotated[int, Field(ge=1)]] | None = None
@@ -92,8 +142,12 @@ class Tune(Spec):
     their trials, and each has a pick of its own. {}: no search at all."""
     one_shot: int = Field(default=0, ge=0)
     """Seeds of each arm with its defaults, untuned."""
+    at_once: int = Field(default=5, ge=1)
+    """Of `tpe`: trials that are chosen together, before the results of any of them are known."""
     refine: Refine | None = None
     """Whether later trials come from a smaller box."""
+    halving: Halving | None = None
+    """Whether trials that do badly early are stopped early."""
     studies: int = Field(default=1, ge=1)
     """How often the whole search is repeated, each time with other trials and seeds: the spread
     between studies is what tuning itself adds to a result."""
@@ -117,8 +171,15 @@ class Tune(Spec):
                 raise ValueError(f"{name!r} cannot be a budget: a word, and not {ONE_SHOT}")
         if self.blind and self.confirm.reuse:
             raise ValueError("blind runs of the search have no test score that confirm could reuse")
-        if self.refine and self.method in ("halton", "sobol", "grid"):
+        if self.refine and self.method in ("halton", "sobol", "grid", "tpe"):
             raise ValueError("refine draws at random: use method random or random_state")
+        if self.halving and (self.refine or self.method == "tpe"):
+            other = "refine" if self.refine else "tpe"
+            raise ValueError(f"halving and {other}: trials would be chosen by scores of all rungs")
+        if self.halving and self.halving.asynchronous and self.budgets is not None:
+            raise ValueError("asynchronous halving has one bracket: give trials, not budgets")
+        if "at_once" in self.model_fields_set and self.method != "tpe":
+            raise ValueError(f"at_once is for method tpe; {self.method} knows all trials at once")
         if self.refine and self.refine.best > self.refine.after:
             raise ValueError(f"refine: the best {self.refine.best} of {self.refine.after} trials")
         return self
