@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 from ruamel.yaml import YAML
 
 from raybench import usercode
+from raybench.compaction import Compactor
 from raybench.errors import NothingMatched, RefusedError
 from raybench.plan import Batch, batches, distinct, to_do
 from raybench.schema import runs_table
@@ -138,7 +139,6 @@ class Session:
                 each.close()
         if executed == 0 and (self.only is not None or self.only_failed):
             raise NothingMatched("no run matches: nothing failed before, or no such run id")
-        store.compact()
         statuses = store.statuses()
         counts = Counter(statuses.get(p.run.run_id, "missing") for p in distinct(runs))
         counts["skipped"] += sum(1 for p in runs if p.skipped)
@@ -207,6 +207,7 @@ class Session:
             if progress.finished:
                 batch = by_id[progress.batch_id]
                 lost = self._lost(batch, store)
+                compactor.add(batch.batch_id)
                 if lost and not last and len(batch.runs) > 1:
                     orphans.extend(lost)
                     progress.reasons.clear()
@@ -214,7 +215,8 @@ class Session:
                     self._store_lost(batch, lost, progress, store)
             self.watcher.update(progress)
 
-        executor.run(made, store, on_progress)
+        with Compactor(store) as compactor:
+            executor.run(made, store, on_progress)
         return orphans
 
     def _lost(self, batch: Batch, store: SuiteStore) -> list[Planned]:
