@@ -44,6 +44,7 @@ class Compactor:
         self._added: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._levels: dict[int, list[Path]] = defaultdict(list)
         self._merged: list[tuple[float, Path]] = []  # with the time, oldest first
+        self._hurried = False
         self._thread = threading.Thread(target=self._work, name="compaction", daemon=True)
 
     def __enter__(self) -> Self:
@@ -56,6 +57,7 @@ class Compactor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._hurried = kind is not None  # Ctrl-C waits for no more than the merge under way
         self._added.put(None)
         self._thread.join()
 
@@ -87,7 +89,7 @@ class Compactor:
         if path in level:
             return
         level.append(path)
-        if len(level) >= FAN_IN:
+        if len(level) >= FAN_IN and not self._hurried:
             sources, level[:] = list(level), []
             merged = merge(self._store.folder, sources, _level(path) + 1)
             self._merged.append((time.monotonic(), merged))

@@ -168,7 +168,9 @@ def measured(folder: Path, name: TableName, run_ids: pa.Table) -> pa.Table:
     for part, ids in owners:
         path = folder / name / part
         if path.exists():
-            rows = pq.ParquetFile(path, read_dictionary=coded).read().select(schema.names)
+            rows = (
+                pq.ParquetFile(path, read_dictionary=coded).read().select(schema.names).cast(schema)
+            )
             found.append(_of_runs(rows, pa.array(ids, pa.string())))
         elif not (folder / "runs" / part).exists():
             raise FileNotFoundError(f"{part} has been merged meanwhile")

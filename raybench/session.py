@@ -221,8 +221,7 @@ class Session:
 
     def _lost(self, batch: Batch, store: SuiteStore) -> list[Planned]:
         """Return the runs that a finished batch has left without a row."""
-        part = store.read_part(batch.batch_id)
-        have = set(part["runs"]["run_id"].to_pylist()) if part else set()
+        have = store.run_ids(batch.batch_id)
         return [p for p in batch.runs if p.run.run_id not in have]
 
     def _store_lost(

@@ -93,6 +93,13 @@ class SuiteStore:
                 found[name] = pq.ParquetFile(path).read()
         return found if "runs" in found else None
 
+    def run_ids(self, part: str) -> set[str]:
+        """Return the runs that a batch's part has a row of."""
+        path = self.folder / "runs" / f"part-{part}.parquet"
+        if not readable(path):
+            return set()
+        return set(pq.ParquetFile(path).read(columns=["run_id"])["run_id"].to_pylist())
+
     def statuses(self) -> dict[str, str]:
         """Return the status of every run in the store, by run_id."""
         found = self._ask("select run_id, status from runs")
