@@ -111,10 +111,15 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def create_views(
-    connection: duckdb.DuckDBPyConnection, folders: Sequence[tuple[Path, Sequence[Path]]]
+    connection: duckdb.DuckDBPyConnection,
+    folders: Sequence[tuple[Path, Sequence[Path]]],
+    tables: Sequence[TableName] = TABLES,
 ) -> None:
-    """Create the views `runs`, `metrics` and `arrays` over parts, and `_latest`: who counts."""
-    for name in TABLES:
+    """Create the views `runs`, `metrics` and `arrays` over parts, and `_latest`: who counts.
+
+    Each table costs the opening of its parts; `runs` must be among those that are asked for.
+    """
+    for name in tables:
         paths = [
             folder / name / part.name
             for folder, parts in folders
@@ -137,7 +142,7 @@ def create_views(
         "create view _latest as select run_id, suite, _part from _runs qualify row_number() over "
         "(partition by suite, run_id order by started_at desc, _part desc) = 1"
     )
-    for name in TABLES:
+    for name in tables:
         keys = "run_id, suite, _part" if name == "runs" else "run_id, _part"
         connection.execute(
             f"create view {name} as select * exclude (_file, _part) from "
@@ -159,7 +164,7 @@ def measured(folder: Path, name: TableName, run_ids: pa.Table) -> pa.Table:
     coded = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     found: list[pa.Table] = []
     with duckdb.connect() as connection:
-        create_views(connection, [(folder, listed(folder))])
+        create_views(connection, [(folder, listed(folder))], ("runs",))
         connection.register("_wanted", run_ids)
         owners = connection.execute(
             "select parse_filename(_part), list(run_id) from _latest semi join _wanted "

@@ -272,7 +272,9 @@ def _selected(connection: duckdb.DuckDBPyConnection, columns: Sequence[str] | No
 
 def _frame(rows: pa.Table, columns: Sequence[str] | None) -> pd.DataFrame:
     """Return rows as pandas, with text as categories in alphabetical order."""
-    frame: pd.DataFrame = rows.select(columns or rows.column_names).to_pandas()
+    frame: pd.DataFrame = rows.select(columns or rows.column_names).to_pandas(
+        split_blocks=True  # without it each column is copied once more
+    )
     for name in frame.columns:
         if isinstance(frame[name].dtype, pd.CategoricalDtype):
             frame[name] = _alphabetical(frame[name].array)
@@ -310,18 +312,20 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _asked(folders: Sequence[Path], ask: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
-    """Return what `ask` finds with the views over the parts that there are now."""
+    """Return what `ask` finds in `runs` as it is now."""
 
     def attempt() -> T:
-        with _viewed(folders) as connection:
+        with _viewed(folders, ("runs",)) as connection:
             return ask(connection)
 
     return _settled(attempt)
 
 
-def _viewed(folders: Sequence[Path]) -> duckdb.DuckDBPyConnection:
+def _viewed(
+    folders: Sequence[Path], tables: Sequence[TableName] = TABLES
+) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
-    create_views(connection, [(folder, listed(folder)) for folder in folders])
+    create_views(connection, [(folder, listed(folder)) for folder in folders], tables)
     return connection
 
 

@@ -237,16 +237,21 @@ def _quartiles(metrics: pd.DataFrame, run_ids: pd.Series, series: pd.Series) -> 
     place, steps = pd.factorize(metrics["step"], sort=True)
     shape = (len(split.categories), len(name.categories), len(lines.categories), len(steps))
     values = metrics["value"].to_numpy(dtype=float)
+    group = split.codes.astype(np.int32)
+    for codes, length in zip((name.codes, line, place), shape[1:], strict=True):
+        group = group * length + codes
     kept = (line >= 0) & ~np.isnan(values)
     if not kept.any():
         raise Missing("no metrics of these runs")
-    cells = (split.codes[kept], name.codes[kept], line[kept], place[kept])
-    group = np.ravel_multi_index(cells, shape).astype(np.min_scalar_type(math.prod(shape)))
-    values = values[kept]
-    order = np.lexsort((values, group))
+    if not kept.all():
+        group, values = group[kept], values[kept]
+    # Numbers of 16 bits are sorted in one pass.
+    order = np.argsort(group.astype(np.min_scalar_type(math.prod(shape))), kind="stable")
     group, values = group[order], values[order]
     first = np.flatnonzero(np.diff(group, prepend=group[:1] + 1))
     count = np.diff(first, append=len(group))
+    for start, length in zip(first.tolist(), count.tolist(), strict=True):
+        values[start : start + length].sort()
     at = np.unravel_index(group[first], shape)
     metric = [f"{a}.{b}" for a, b in itertools.product(split.categories, name.categories)]
     table = pd.DataFrame(

@@ -63,7 +63,8 @@ def _status(store: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     causes: Counter[tuple[str, str]] = Counter()
     for suite in results.suites(store):
         for scale in results.scales(store, suite):
-            frame = results.table(store, suite, scale=scale).drop_duplicates("run_id")
+            frame = results.table(store, suite, scale=scale, columns=_COUNTED)
+            frame = frame.drop_duplicates("run_id")
             planned = results.plan(store, suite, scale)["run_id"].nunique()
             counts = frame["status"].value_counts().to_dict()
             rows.append(
@@ -85,6 +86,7 @@ def _status(store: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return rows, listed
 
 
+_COUNTED = ("run_id", "status", "wall_s", "reason")
 _STATUSES = ("done", "diverged", "failed", "skipped")
 
 
