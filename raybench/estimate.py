@@ -6,12 +6,12 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
 
-from raybench import sizing
+from raybench import cost, sizing
 from raybench.plan import Batch, batches
 from raybench.suite import Planned, Resources
 from raybench.work import reason
@@ -19,6 +19,8 @@ from raybench.work import reason
 _PROBE_SECONDS: Final = 2.0  # measuring more shapes than fit in this is left out
 _PROBE_LANES: Final = 16
 _BYTES_PER_RUN: Final = 900.0  # of a row of `runs` in a part of 100, zstd (measured)
+_BYTES_PER_PART: Final = 25_000.0  # whatever is in it: names and types of its columns
+_MOST_PARTS: Final = 64  # more are merged
 _BYTES_PER_NUMBER: Final = 6.0  # of a row of `metrics`
 _NUMBERS_PER_RECORDING: Final = 4
 
@@ -33,11 +35,13 @@ class Estimate:
         gpu_hours: GPU time that is held.
         disk_bytes: of the new rows.
         measured: batch keys whose time is known from finished runs or measured steps.
-        keys: batch keys in all; the time of the others is that of their nearest neighbours.
+        keys: batch keys in all; the time of the others follows from theirs, see `cost`.
         lanes: how the runs of a batch were fused when they were measured.
         problem: why some runs could not be measured; times are nan if none could.
         unknown: runs whose data are not at hand; they are in none of the times.
         on_gpu: whether it was measured on a GPU.
+        per_key: seconds of a run by batch key, as far as its data are at hand.
+        bytes_per_run: of results.
     """
 
     seconds: float
@@ -50,6 +54,8 @@ class Estimate:
     problem: str = ""
     unknown: int = 0
     on_gpu: bool = False
+    per_key: Mapping[str, float] = field(default_factory=dict)
+    bytes_per_run: float = 0.0
 
 
 def estimate(
@@ -75,10 +81,11 @@ def estimate(
     for planned in todo:
         groups[planned.run.batch_key].append(planned)
     known = {key: finished_seconds[key] for key in groups if key in finished_seconds}
-    largest = {
-        batch.runs[0].run.batch_key: len(batch.runs)
-        for batch in batches(todo, suite="", scale="", resources=resources, slots=slots)
-    }
+    made = batches(todo, suite="", scale="", resources=resources, slots=slots)
+    largest: dict[str, int] = {}
+    for batch in made:
+        key = batch.runs[0].run.batch_key
+        largest[key] = max(largest.get(key, 0), len(batch.runs))
     absent = {
         key: missing
         for key, members in groups.items()
@@ -86,7 +93,10 @@ def estimate(
     }
     at_hand = {key: members for key, members in groups.items() if key not in absent}
     lanes, recordings, problem = _measure(at_hand, known, resources, largest)
-    per_key = _filled(list(at_hand), known)
+    if known:
+        per_key = cost.seconds({key: of[0].run.procedure for key, of in at_hand.items()}, known)
+    else:
+        per_key = dict.fromkeys(at_hand, math.nan)
     seconds = sum(per_key[key] * len(members) for key, members in at_hand.items())
     unknown = sum(len(groups[key]) for key in absent)
     runs = len(todo) + extra_runs
@@ -97,6 +107,7 @@ def estimate(
         seconds *= runs / len(todo)
         unknown = round(unknown * runs / len(todo))
     each = _BYTES_PER_RUN + _BYTES_PER_NUMBER * _NUMBERS_PER_RECORDING * recordings
+    each += _BYTES_PER_PART * min(len(made), _MOST_PARTS) / runs
     return Estimate(
         seconds=seconds,
         wall_seconds=seconds / max(1, min(slots, runs)),
@@ -108,6 +119,8 @@ def estimate(
         problem=problem or next(iter(absent.values()), ""),
         unknown=unknown,
         on_gpu=bool(todo) and sizing.device_for(_alone(todo[0], resources)).type == "cuda",
+        per_key=per_key,
+        bytes_per_run=each,
     )
 
 
@@ -158,15 +171,3 @@ def _spread(keys: Sequence[str]) -> list[str]:
             order.append(middle)
             spans += [(low, middle), (middle, high)]
     return [keys[index] for index in dict.fromkeys(order)]
-
-
-def _filled(keys: Sequence[str], known: Mapping[str, float]) -> dict[str, float]:
-    """Return seconds for every key: its own, or the mean of the nearest known on both sides."""
-    places = [index for index, key in enumerate(keys) if key in known]
-    filled = {}
-    for index, key in enumerate(keys):
-        below = max((p for p in places if p <= index), default=None)
-        above = min((p for p in places if p >= index), default=None)
-        near = [known[keys[p]] for p in (below, above) if p is not None]
-        filled[key] = sum(near) / len(near) if near else math.nan
-    return filled

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from raybench import cost
 from raybench.procedures import PROCEDURES, Procedure
 from raybench.rng import Seed
 from raybench.spec import Json, Run, digest, plain_config
@@ -18,6 +20,8 @@ from raybench.usercode import allowed, receive
 
 MAX_BATCH: Final = 256
 _BATCHES_PER_SLOT: Final = 8  # enough that the last batches of all slots end close together
+_TAIL_PIECES: Final = 4  # into which the last batch of each slot is cut
+_WORTH_SECONDS: Final = 2.0  # of a piece: smaller ones would cost more than an idle slot
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Batch:
     Attributes:
         resources: what the batch takes; `lanes` says how its runs are fused.
         fresh: whether runs are carried out though an earlier attempt has stored them.
+        seconds: what one of its runs is expected to take.
     """
 
     batch_id: str
@@ -35,6 +40,7 @@ class Batch:
     runs: tuple[Planned, ...]
     resources: Resources
     fresh: bool = False
+    seconds: float = field(default=0.0, compare=False)
 
     def encode(self) -> str:
         """Return the batch as JSON: what crosses to a worker instead of pickled code."""
@@ -116,8 +122,12 @@ def batches(
     resources: Resources,
     slots: int,
     fresh: bool = False,
+    known: Mapping[str, float] | None = None,
 ) -> list[Batch]:
-    """Return the batches that hold `runs`, in the order of their first run.
+    """Return the batches that hold `runs`, those that take longest first.
+
+    So a long batch does not begin when all others have ended; and the last ones are small. With
+    one slot nobody waits for anybody, and the order is that of the first runs.
 
     Args:
         runs: what is to be done.
@@ -126,24 +136,61 @@ def batches(
         resources: `batch` fixes the number of runs in a batch; `auto` balances `slots`.
         slots: batches that can run at the same time.
         fresh: see `Batch.fresh`.
+        known: measured seconds of a run by batch key.
     """
     groups: dict[str, list[Planned]] = {}
     for planned in runs:
         groups.setdefault(planned.run.batch_key, []).append(planned)
-    if isinstance(resources.batch, int):
-        most = resources.batch
-    else:
-        share = math.ceil(len(runs) / (max(slots, 1) * _BATCHES_PER_SLOT))
-        most = max(1, min(share, MAX_BATCH))
-        if isinstance(resources.lanes, int):
-            most = max(most, min(resources.lanes, MAX_BATCH))
+    each = cost.seconds({k: group[0].run.procedure for k, group in groups.items()}, known or {})
+    share = sum(each[k] * len(group) for k, group in groups.items())
+    share /= max(slots, 1) * _BATCHES_PER_SLOT
+    found: list[tuple[float, list[Planned]]] = []
+    for key, members in groups.items():
+        most = _most(resources, share / each[key])
+        found += [(each[key], part) for part in _even(members, math.ceil(len(members) / most))]
+    if slots > 1:
+        found.sort(key=_length, reverse=True)
+        if resources.batch == "auto":
+            found = _tapered(found, slots, resources)
     made = []
-    for members in groups.values():
-        count = math.ceil(len(members) / most)
-        for index in range(count):
-            # Parts of nearly equal size, and none of them larger than `most`.
-            start, end = len(members) * index // count, len(members) * (index + 1) // count
-            chosen = tuple(members[start:end])
-            ids: Json = [p.run.run_id for p in chosen]
-            made.append(Batch(digest(ids), suite, scale, chosen, resources, fresh))
+    for seconds, members in found:
+        ids: Json = [planned.run.run_id for planned in members]
+        name = digest(ids)
+        made.append(Batch(name, suite, scale, tuple(members), resources, fresh, seconds))
     return made
+
+
+def _most(resources: Resources, share: float) -> int:
+    """Return how many runs a batch holds at most, where so many would be a slot's fair share."""
+    if isinstance(resources.batch, int):
+        return resources.batch
+    most = max(1, min(math.ceil(share - 1e-9), MAX_BATCH))
+    if isinstance(resources.lanes, int):
+        most = max(most, min(resources.lanes, MAX_BATCH))
+    return most
+
+
+def _even(members: list[Planned], count: int) -> list[list[Planned]]:
+    """Return `count` parts of nearly equal size, in order."""
+    ends = [len(members) * index // count for index in range(count + 1)]
+    return [members[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def _length(item: tuple[float, list[Planned]]) -> float:
+    return item[0] * len(item[1])
+
+
+def _tapered(
+    found: list[tuple[float, list[Planned]]], slots: int, resources: Resources
+) -> list[tuple[float, list[Planned]]]:
+    """Return the batches with the last of each slot cut in pieces, as far as that is worth it."""
+    whole, last = found[:-slots], found[-slots:]
+    fewest = resources.lanes if isinstance(resources.lanes, int) else 1
+    for seconds, members in last:
+        pieces = min(
+            _TAIL_PIECES,
+            int(seconds * len(members) / _WORTH_SECONDS),
+            len(members) // fewest,
+        )
+        whole += [(seconds, part) for part in _even(members, max(pieces, 1))]
+    return sorted(whole, key=_length, reverse=True)

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from ruamel.yaml import YAML
 
-from raybench import usercode
+from raybench import history, usercode
 from raybench.compaction import Compactor
 from raybench.errors import NothingMatched, RefusedError
 from raybench.plan import Batch, batches, distinct, to_do
@@ -174,6 +174,7 @@ class Session:
             procedure.require()
         if not executor:
             executor.append(self.make_executor())
+        known = history.seconds(self.root, self.suite.name, self.suite.scale, runs)
         made = batches(
             missing,
             suite=self.suite.name,
@@ -181,6 +182,7 @@ class Session:
             resources=self.suite.resources,
             slots=executor[0].slots,
             fresh=self.only is not None,
+            known=known,
         )
         orphans = self._execute(made, store, executor[0], last=False)
         if orphans:
@@ -192,6 +194,7 @@ class Session:
                 scale=self.suite.scale,
                 resources=self.suite.resources.replace(batch=1),
                 slots=executor[0].slots,
+                known=known,
             )
             self._execute(alone, store, executor[0], last=True)
         return len(missing)
@@ -202,10 +205,15 @@ class Session:
         """Carry out batches; return the runs that died with others, unless this is the last try."""
         by_id = {batch.batch_id: batch for batch in made}
         orphans: list[Planned] = []
+        expected = sum(batch.seconds * len(batch.runs) for batch in made)
+        behind = 0.0
 
         def on_progress(progress: Progress) -> None:
+            nonlocal behind
+            batch = by_id[progress.batch_id]
+            behind += batch.seconds * progress.statuses.total()
+            progress.share = behind / expected
             if progress.finished:
-                batch = by_id[progress.batch_id]
                 lost = self._lost(batch, store)
                 compactor.add(batch.batch_id)
                 if lost and not last and len(batch.runs) > 1:

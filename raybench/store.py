@@ -105,6 +105,17 @@ class SuiteStore:
         found = self._ask("select run_id, status from runs")
         return dict(zip(found["run_id"].to_pylist(), found["status"].to_pylist(), strict=True))
 
+    def ended(self) -> pd.DataFrame:
+        """Return run_id, wall_s and started_at of the runs that ended as done or diverged."""
+        listing = ", ".join(f"'{status}'" for status in FINISHED)
+        rows = self._ask(f"select run_id, wall_s, started_at from runs where status in ({listing})")
+        frame: pd.DataFrame = rows.to_pandas()
+        return frame
+
+    def num_bytes(self) -> int:
+        """Return the size of all parts that count."""
+        return sum(path.stat().st_size for name in TABLES for path in self.parts(name))
+
     def summaries(self, column: str) -> dict[str, float]:
         """Return `summary.<column>` by run_id: infinite for runs that did not end as done."""
         name = f"summary.{column}"
@@ -158,6 +169,10 @@ class SuiteStore:
 
     def _ask(self, sql: str) -> pa.Table:
         return _asked([self.folder], lambda connection: connection.sql(sql).to_arrow_table())
+
+    def write_table(self, name: str, rows: pa.Table) -> None:
+        """Write a table beside the results, whole or not at all."""
+        self._write(rows, self.folder / name)
 
     def _write(self, rows: pa.Table, path: Path) -> None:
         temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")

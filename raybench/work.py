@@ -49,6 +49,8 @@ class Progress:
         reasons: why runs failed, by first line.
         finished: whether the batch has ended.
         lanes: how its runs were fused.
+        share: of the time that the whole phase is expected to take, how much is behind; the
+            session fills it in.
     """
 
     batch_id: str
@@ -56,6 +58,7 @@ class Progress:
     reasons: Counter[str] = field(default_factory=Counter)
     finished: bool = False
     lanes: int = 1
+    share: float = 0.0
 
 
 @dataclass

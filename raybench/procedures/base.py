@@ -36,6 +36,13 @@ class Procedure(Spec, ABC):
         """Return what the time of a step depends on: lanes measured once serve all equal forms."""
         return self.batch_form
 
+    def operations(self) -> float:
+        """Return about how many arithmetic operations a run takes, without building or loading it.
+
+        Runs are compared by it where none was measured. Procedures that do not know are all alike.
+        """
+        return 1e9
+
     @abstractmethod
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Carry out the runs, one in each lane, and record what they measure.

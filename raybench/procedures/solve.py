@@ -129,6 +129,11 @@ class Solve(Procedure):
         """Ask the data set."""
         return self.data.missing()
 
+    def operations(self) -> float:
+        """Return those of a factorization of the features, [rows, width]."""
+        rows, width = self.data.train or 1000, self.features.width or 100
+        return 1e6 + 2.0 * rows * width * min(rows, width)
+
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Solve the runs, those of one seed after one another."""
         seeds: dict[Seed, list[int]] = {}

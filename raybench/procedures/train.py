@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
 from raybench.data import DATA, Data
 from raybench.lanes import Lanes, Params
 from raybench.models import MODELS, Model
+from raybench.models.base import size
 from raybench.optim import OPTIMIZERS, SCHEDULES, ForeignOptimizer, Optimizer, Schedule
 from raybench.optim.schedules import Constant
 from raybench.probes import PROBES, Probe
@@ -36,6 +38,10 @@ class Record(Spec):
     """On how many training rows `train` is measured; null for all of them."""
     whole_batches: bool = False
     """Whether rows that do not fill a batch are left out of measurements, as DeepOBS does."""
+
+
+_USUAL_ROWS: Final = 50_000  # of a set whose number of training rows is not given
+_STEP_ALONE: Final = 1e6  # operations that could be done in the time of an empty step
 
 
 class Train(Procedure):
@@ -78,6 +84,13 @@ class Train(Procedure):
         foreign = isinstance(self.optimizer, ForeignOptimizer)
         kept = {k: v for k, v in self.batch_form.items() if k not in ("schedule", "steps")}
         return {**kept, "optimizer": self.optimizer.batch_form if foreign else None}
+
+    def operations(self) -> float:
+        """Return steps x (weights x rows x 6), a step costing something by itself."""
+        train = self.data.train or _USUAL_ROWS
+        rows = self.batch_size or train
+        steps = self.steps.resolve(math.ceil(train / rows))
+        return max(steps, 1) * (_STEP_ALONE + 6.0 * size(self.model) * rows)
 
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Train the runs side by side."""
