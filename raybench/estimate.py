@@ -6,12 +6,12 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
 
-from raybench import sizing
+from raybench import cost, sizing
 from raybench.plan import Batch, batches
 from raybench.suite import Planned, Resources
 from raybench.work import reason
@@ -23,6 +23,8 @@ COUNTED_SHARE: Final = 0.5
 batches of 128 rows: 0.5 for ResNet18-8 and CNN5-8, and over 1 for width 64, where convolutions
 take fewer operations than are counted."""
 _BYTES_PER_RUN: Final = 900.0  # of a row of `runs` in a part of 100, zstd (measured)
+_BYTES_PER_PART: Final = 25_000.0  # whatever is in it: names and types of its columns
+_MOST_PARTS: Final = 64  # more are merged
 _BYTES_PER_NUMBER: Final = 6.0  # of a row of `metrics`
 _NUMBERS_PER_RECORDING: Final = 4
 
@@ -37,13 +39,15 @@ class Estimate:
         gpu_hours: GPU time that is held.
         disk_bytes: of the new rows.
         measured: batch keys whose time is known from finished runs or measured steps.
-        keys: batch keys in all; the time of the others is that of their nearest neighbours.
+        keys: batch keys in all; the time of the others follows from theirs, see `cost`.
         lanes: how the runs of a batch were fused when they were measured.
         problem: why some runs could not be measured; times are nan if none could.
         counted: runs whose data are not at hand: their time is that of their operations, counted
             from shapes, at `COUNTED_SHARE` of the speed of matrix products here.
         unknown: those whose operations are not known either; they are in none of the times.
         on_gpu: whether it was measured on a GPU.
+        per_key: seconds of a run by batch key, as far as its data are at hand.
+        bytes_per_run: of results.
     """
 
     seconds: float
@@ -57,6 +61,8 @@ class Estimate:
     counted: int = 0
     unknown: int = 0
     on_gpu: bool = False
+    per_key: Mapping[str, float] = field(default_factory=dict)
+    bytes_per_run: float = 0.0
 
 
 def estimate(
@@ -82,10 +88,11 @@ def estimate(
     for planned in todo:
         groups[planned.run.batch_key].append(planned)
     known = {key: finished_seconds[key] for key in groups if key in finished_seconds}
-    largest = {
-        batch.runs[0].run.batch_key: len(batch.runs)
-        for batch in batches(todo, suite="", scale="", resources=resources, slots=slots)
-    }
+    made = batches(todo, suite="", scale="", resources=resources, slots=slots)
+    largest: dict[str, int] = {}
+    for batch in made:
+        key = batch.runs[0].run.batch_key
+        largest[key] = max(largest.get(key, 0), len(batch.runs))
     absent = {
         key: missing
         for key, members in groups.items()
@@ -93,9 +100,11 @@ def estimate(
     }
     at_hand = {key: members for key, members in groups.items() if key not in absent}
     lanes, recordings, problem = _measure(at_hand, known, resources, largest)
-    per_key = _filled(list(at_hand), known) | _counted(
-        {key: groups[key][0] for key in absent}, resources
-    )
+    if known:
+        per_key = cost.seconds({key: of[0].run.procedure for key, of in at_hand.items()}, known)
+    else:
+        per_key = dict.fromkeys(at_hand, math.nan)
+    per_key |= _counted({key: groups[key][0] for key in absent}, resources)
     seconds = sum(per_key[key] * len(groups[key]) for key in per_key)
     counted = sum(len(groups[key]) for key in absent if key in per_key)
     unknown = sum(len(groups[key]) for key in absent if key not in per_key)
@@ -107,6 +116,7 @@ def estimate(
         seconds *= runs / len(todo)
         unknown, counted = (round(some * runs / len(todo)) for some in (unknown, counted))
     each = _BYTES_PER_RUN + _BYTES_PER_NUMBER * _NUMBERS_PER_RECORDING * recordings
+    each += _BYTES_PER_PART * min(len(made), _MOST_PARTS) / runs
     return Estimate(
         seconds=seconds,
         wall_seconds=seconds / max(1, min(slots, runs)),
@@ -119,6 +129,8 @@ def estimate(
         counted=counted,
         unknown=unknown,
         on_gpu=bool(todo) and sizing.device_for(_alone(todo[0], resources)).type == "cuda",
+        per_key=per_key,
+        bytes_per_run=each,
     )
 
 
@@ -180,15 +192,3 @@ def _spread(keys: Sequence[str]) -> list[str]:
             order.append(middle)
             spans += [(low, middle), (middle, high)]
     return [keys[index] for index in dict.fromkeys(order)]
-
-
-def _filled(keys: Sequence[str], known: Mapping[str, float]) -> dict[str, float]:
-    """Return seconds for every key: its own, or the mean of the nearest known on both sides."""
-    places = [index for index, key in enumerate(keys) if key in known]
-    filled = {}
-    for index, key in enumerate(keys):
-        below = max((p for p in places if p <= index), default=None)
-        above = min((p for p in places if p >= index), default=None)
-        near = [known[keys[p]] for p in (below, above) if p is not None]
-        filled[key] = sum(near) / len(near) if near else math.nan
-    return filled

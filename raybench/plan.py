@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final, TypeVar
 
+from raybench import cost
 from raybench.procedures import PROCEDURES, Procedure
 from raybench.rng import Seed
 from raybench.spec import Json, Run, digest, plain_config
@@ -24,6 +25,8 @@ PIECES: Final = 8
 """In how many a group goes on in which one run may hang or end its process: two more tries find it
 among 64, where halves would take six."""
 _BATCHES_PER_SLOT: Final = 8  # enough that the last batches of all slots end close together
+_TAIL_PIECES: Final = 4  # into which the last batch of each slot is cut
+_WORTH_SECONDS: Final = 2.0  # of a piece: smaller ones would cost more than an idle slot
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Batch:
         suspect: whether one of the runs may end its process.
         session: whose journal tells which runs are in flight; empty for none.
         wall_s: how long a group may take, in seconds; None for as long as it likes.
+        seconds: what one of its runs is expected to take.
     """
 
     batch_id: str
@@ -47,6 +51,7 @@ class Batch:
     suspect: bool = False
     session: str = ""
     wall_s: float | None = None
+    seconds: float = field(default=0.0, compare=False)
 
     def encode(self) -> str:
         """Return the batch as JSON: what crosses to a worker instead of pickled code."""
@@ -156,8 +161,12 @@ def batches(
     resources: Resources,
     slots: int,
     fresh: bool = False,
+    known: Mapping[str, float] | None = None,
 ) -> list[Batch]:
-    """Return the batches that hold `runs`, in the order of their first run.
+    """Return the batches that hold `runs`, those that take longest first.
+
+    So a long batch does not begin when all others have ended; and the last ones are small. With
+    one slot nobody waits for anybody, and the order is that of the first runs.
 
     Args:
         runs: what is to be done.
@@ -166,22 +175,27 @@ def batches(
         resources: `batch` fixes the number of runs in a batch; `auto` balances `slots`.
         slots: batches that can run at the same time.
         fresh: see `Batch.fresh`.
+        known: measured seconds of a run by batch key.
     """
     groups: dict[str, list[Planned]] = {}
     for planned in runs:
         groups.setdefault(planned.run.batch_key, []).append(planned)
-    if isinstance(resources.batch, int):
-        most = resources.batch
-    else:
-        share = math.ceil(len(runs) / (max(slots, 1) * _BATCHES_PER_SLOT))
-        most = max(1, min(share, MAX_BATCH))
-        if isinstance(resources.lanes, int):
-            most = max(most, min(resources.lanes, MAX_BATCH))
+    each = cost.seconds({k: group[0].run.procedure for k, group in groups.items()}, known or {})
+    share = sum(each[k] * len(group) for k, group in groups.items())
+    share /= max(slots, 1) * _BATCHES_PER_SLOT
+    found: list[tuple[float, Sequence[Planned]]] = []
+    for key, members in groups.items():
+        most = _most(resources, share / each[key])
+        found += [(each[key], part) for part in pieces(members, math.ceil(len(members) / most))]
+    if slots > 1:
+        found.sort(key=_length, reverse=True)
+        if resources.batch == "auto":
+            found = _tapered(found, slots, resources)
     made = []
-    for members in groups.values():
-        for chosen in pieces(members, math.ceil(len(members) / most)):
-            ids: Json = [p.run.run_id for p in chosen]
-            made.append(Batch(digest(ids), suite, scale, tuple(chosen), resources, fresh))
+    for seconds, members in found:
+        ids: Json = [planned.run.run_id for planned in members]
+        name = digest(ids)
+        made.append(Batch(name, suite, scale, tuple(members), resources, fresh, seconds=seconds))
     return made
 
 
@@ -189,3 +203,33 @@ def pieces(runs: Sequence[T], count: int) -> list[Sequence[T]]:
     """Return `count` pieces of nearly equal size, in order; fewer if there are fewer runs."""
     bounds = [len(runs) * index // count for index in range(count + 1)]
     return [runs[start:end] for start, end in pairwise(bounds) if start < end]
+
+
+def _most(resources: Resources, share: float) -> int:
+    """Return how many runs a batch holds at most, where so many would be a slot's fair share."""
+    if isinstance(resources.batch, int):
+        return resources.batch
+    most = max(1, min(math.ceil(share - 1e-9), MAX_BATCH))
+    if isinstance(resources.lanes, int):
+        most = max(most, min(resources.lanes, MAX_BATCH))
+    return most
+
+
+def _length(item: tuple[float, Sequence[Planned]]) -> float:
+    return item[0] * len(item[1])
+
+
+def _tapered(
+    found: Sequence[tuple[float, Sequence[Planned]]], slots: int, resources: Resources
+) -> list[tuple[float, Sequence[Planned]]]:
+    """Return the batches with the last of each slot cut in pieces, as far as that is worth it."""
+    whole, last = list(found[:-slots]), found[-slots:]
+    fewest = resources.lanes if isinstance(resources.lanes, int) else 1
+    for seconds, members in last:
+        count = min(
+            _TAIL_PIECES,
+            int(seconds * len(members) / _WORTH_SECONDS),
+            len(members) // fewest,
+        )
+        whole += [(seconds, part) for part in pieces(members, max(count, 1))]
+    return sorted(whole, key=_length, reverse=True)

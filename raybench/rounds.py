@@ -10,13 +10,14 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 import pyarrow.compute as pc
 
 from raybench.causes import cause
+from raybench.compaction import Compactor
 from raybench.journal import Death, Journals
 from raybench.plan import PIECES, Batch, batches, pieces
 from raybench.schema import runs_table
@@ -152,6 +153,7 @@ class Rounds:
         watcher: told what happens.
         journals: of this session.
         fresh: whether runs are carried out though they are stored.
+        known: seconds of a run by batch key, as far as they are known.
     """
 
     suite: Suite
@@ -160,6 +162,7 @@ class Rounds:
     watcher: Watcher
     journals: Journals
     fresh: bool = False
+    known: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._began = dt.datetime.now(dt.UTC)
@@ -194,19 +197,29 @@ class Rounds:
         by_id = {batch.batch_id: batch for batch in made}
         known = {death.name for death in self.journals.deaths()}
         broken = {batch.batch_id: "the batch ended without an account" for batch in made}
+        expected = sum(batch.seconds * len(batch.runs) for batch in made)
+        behind = 0.0
 
         def on_progress(progress: Progress) -> None:
+            nonlocal behind
+            behind += by_id[progress.batch_id].seconds * progress.statuses.total()
+            progress.share = behind / expected
             if progress.finished:
                 del broken[progress.batch_id]
+                if not progress.broken:  # a batch that is tried again goes on from its own part
+                    compactor.add(progress.batch_id)
             if progress.broken:
                 broken[progress.batch_id] = progress.broken
-                told = Progress(progress.batch_id, reasons=Counter([progress.broken]))
+                told = Progress(
+                    progress.batch_id, reasons=Counter([progress.broken]), share=progress.share
+                )
                 self.watcher.update(replace(told, finished=True))
             else:
                 self.watcher.update(progress)
             self._tally(progress.reasons)
 
-        self.executor.run(made, self.store, on_progress)
+        with Compactor(self.store) as compactor:
+            self.executor.run(made, self.store, on_progress)
         self._endings |= broken
         new = [death for death in self.journals.deaths() if death.name not in known]
         explained = {death.batch_id for death in new}
@@ -232,6 +245,7 @@ class Rounds:
             resources=self.suite.resources.replace(**resources),
             slots=self.executor.slots,
             fresh=self.fresh,
+            known=self.known,
         )
         session, wall_s = self.journals.session, self.suite.limits.wall_s
         return [replace(batch, session=session, wall_s=wall_s) for batch in made]

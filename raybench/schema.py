@@ -8,8 +8,8 @@ from typing import Any, Final, Literal
 
 import pyarrow as pa
 
-TABLES: Final = ("runs", "metrics", "arrays")
 TableName = Literal["runs", "metrics", "arrays"]
+TABLES: Final[tuple[TableName, ...]] = ("runs", "metrics", "arrays")
 _RUNS: Final = pa.schema(
     [
         ("run_id", pa.string()),

@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 
 from ruamel.yaml import YAML
 
-from raybench import usercode
+from raybench import history, usercode
 from raybench.climbs import climbs
 from raybench.errors import NothingMatched, RefusedError
 from raybench.journal import Journals
@@ -122,7 +122,6 @@ class Session:
             self._journals.close()
         if executed == 0 and (self.only is not None or self.only_failed):
             raise NothingMatched("no run matches: nothing failed before, or no such run id")
-        store.compact()
         statuses = store.statuses()
         counts = Counter(statuses.get(p.run.run_id, "missing") for p in distinct(runs))
         counts["skipped"] += sum(1 for p in runs if p.skipped)
@@ -230,6 +229,7 @@ class Session:
             self.watcher,
             self._journals,
             fresh=self.only is not None,
+            known=history.seconds(self.root, self.suite.name, self.suite.scale, runs),
         ).carry_out(missing)
         return len(missing)
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Final, Generic, Literal, Self, TypeAlias, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -163,21 +163,35 @@ def hyper_fields(cls: type[Spec]) -> tuple[str, ...]:
     )
 
 
+_REQUIRED: Final = object()
+"""Stands for the default of a field that has none: no value equals it."""
+
+
+@cache
+def _defaults(cls: type[Spec]) -> dict[str, object]:
+    """Return the default of each field of a spec class; asking pydantic each time is slow."""
+    return {
+        name: _REQUIRED if field.is_required() else field.get_default(call_default_factory=True)
+        for name, field in cls.model_fields.items()
+    }
+
+
 def _canonical(spec: Spec, *, hypers: bool) -> dict[str, Json]:
     # A nested spec is always present, even when it equals its default: its revision counts.
-    erased = () if hypers else hyper_fields(type(spec))
+    cls = type(spec)
+    erased = () if hypers else hyper_fields(cls)
     form: dict[str, Json] = {"name": spec.name} if spec.name else {}
     if spec.revision != 1:
         form["revision"] = spec.revision
-    for name, field in type(spec).model_fields.items():
-        value = getattr(spec, name)
+    for name, default in _defaults(cls).items():
         if name in erased:
             continue
+        value = getattr(spec, name)
         if isinstance(value, Spec):
             form[name] = value.canonical if hypers else value.batch_form
         elif _holds_specs(value):
             form[name] = [part.canonical if hypers else part.batch_form for part in value]
-        elif field.is_required() or value != field.get_default(call_default_factory=True):
+        elif value != default:
             form[name] = _plain(value)
     return form
 
@@ -213,8 +227,10 @@ def plain_config(spec: Spec) -> dict[str, Json]:
 
 def digest(form: Json, length: int = 16) -> str:
     """Return `length` hex digits of a hash over a JSON value, whatever the order of its keys."""
-    text = json.dumps(form, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+    return hashlib.sha256(_ENCODER.encode(form).encode()).hexdigest()[:length]
+
+
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 P = TypeVar("P", bound=Spec, covariant=True)

@@ -12,23 +12,32 @@ and the metrics and arrays that lie in the same part as that row.
 
 from __future__ import annotations
 
-import hashlib
-import logging
+import contextlib
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raybench import untrained
 from raybench.errors import NothingMatched, UnavailableError
-from raybench.schema import SCHEMAS, TABLES, TableName
+from raybench.parts import (
+    create_views,
+    listed,
+    measured,
+    merge,
+    readable,
+    remove_leftovers,
+    remove_sources,
+)
+from raybench.schema import TABLES, TableName
 
 ENDED: Final = ("done", "stopped")
 """Statuses of runs whose last values are results."""
@@ -37,7 +46,9 @@ FINISHED: Final = ("done", "diverged", "stopped")
 QUARANTINED: Final = "quarantined"
 """How the reason of a failed run begins that ends its process: it runs again only if asked for."""
 
-_log = logging.getLogger(__name__)
+_ATTEMPTS: Final = 5
+
+T = TypeVar("T")
 
 
 class SuiteStore:
@@ -83,14 +94,32 @@ class SuiteStore:
         found: dict[str, pa.Table] = {}
         for name in TABLES:
             path = self.folder / name / f"part-{part}.parquet"
-            if _readable(path):
+            if readable(path):
                 found[name] = pq.ParquetFile(path).read()
         return found if "runs" in found else None
 
+    def run_ids(self, part: str) -> set[str]:
+        """Return the runs that a batch's part has a row of."""
+        path = self.folder / "runs" / f"part-{part}.parquet"
+        if not readable(path):
+            return set()
+        return set(pq.ParquetFile(path).read(columns=["run_id"])["run_id"].to_pylist())
+
     def statuses(self) -> dict[str, str]:
         """Return the status of every run in the store, by run_id."""
-        frame = _frame(self, "select run_id, status from runs")
-        return dict(zip(frame["run_id"], frame["status"], strict=True))
+        found = self._ask("select run_id, status from runs")
+        return dict(zip(found["run_id"].to_pylist(), found["status"].to_pylist(), strict=True))
+
+    def ended(self) -> pd.DataFrame:
+        """Return run_id, wall_s and started_at of the runs that ended as done or diverged."""
+        listing = ", ".join(f"'{status}'" for status in FINISHED)
+        rows = self._ask(f"select run_id, wall_s, started_at from runs where status in ({listing})")
+        frame: pd.DataFrame = rows.to_pandas()
+        return frame
+
+    def num_bytes(self) -> int:
+        """Return the size of all parts that count."""
+        return sum(path.stat().st_size for name in TABLES for path in self.parts(name))
 
     def quarantined(self) -> set[str]:
         """Return the runs that failed for good: they end the process that they train in."""
@@ -100,16 +129,16 @@ class SuiteStore:
     def summaries(self, column: str) -> dict[str, float]:
         """Return `summary.<column>` by run_id: infinite for runs that were lost."""
         name = f"summary.{column}"
-        with _connection(self.folder) as connection:
-            if name not in _columns(connection, "runs"):
-                rows = connection.execute("select run_id, status, null from runs").fetchall()
-            else:
-                rows = connection.execute(f'select run_id, status, "{name}" from runs').fetchall()
+
+        def ask(connection: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:
+            value = _identifier(name) if name in _columns(connection, "runs") else "null"
+            return connection.execute(f"select run_id, status, {value} from runs").fetchall()
+
         return {
             run_id: value
             if status in ENDED and value is not None and not math.isnan(value)
             else math.inf
-            for run_id, status, value in rows
+            for run_id, status, value in _asked([self.folder], ask)
         }
 
     def write_plan(
@@ -135,33 +164,27 @@ class SuiteStore:
 
     def parts(self, name: TableName = "runs") -> list[Path]:
         """Return a table's readable parts."""
-        return _parts(self.folder, name)
+        paths = [self.folder / name / part.name for part in listed(self.folder)]
+        return [path for path in paths if path.exists()]
 
     def compact(self, at_least: int = 64) -> int:
-        """Merge all parts of each table into one, and return how many there were.
+        """Merge all parts into one, and return how many there were.
 
         Readers see every run at all times: the merged part is there before the others go.
         """
+        remove_leftovers(self.folder)
         parts = self.parts()
         if len(parts) < at_least:
             return 0
-        merged = f"all-{_digest(path.name for path in parts)}"
-        before = {path: path.stat().st_mtime_ns for path in parts}
-        with _connection(self.folder, parts) as connection:
-            for name in ("metrics", "arrays", "runs"):
-                target = self.folder / name / f"part-{merged}.parquet"
-                temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-                connection.execute(
-                    f"copy (from {name}) to '{_quoted(temporary)}' (format parquet, "
-                    "compression zstd)"
-                )
-                temporary.replace(target)
-        for path, written in before.items():
-            # A part that was written again meanwhile holds newer rows and stays.
-            if path.name != f"part-{merged}.parquet" and path.stat().st_mtime_ns == written:
-                for name in TABLES:
-                    (self.folder / name / path.name).unlink(missing_ok=True)
+        remove_sources(self.folder, merge(self.folder, parts, 1))
         return len(parts)
+
+    def _ask(self, sql: str) -> pa.Table:
+        return _asked([self.folder], lambda connection: connection.sql(sql).to_arrow_table())
+
+    def write_table(self, name: str, rows: pa.Table) -> None:
+        """Write a table beside the results, whole or not at all."""
+        self._write(rows, self.folder / name)
 
     def _write(self, rows: pa.Table, path: Path) -> None:
         temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -187,10 +210,8 @@ def connect(store: Path | str = "results") -> duckdb.DuckDBPyConnection:
     Raises:
         NothingMatched: there are no results.
     """
-    connection = duckdb.connect()
     folders = _folders(Path(store))
-    _views(connection, [(folder, _parts(folder, "runs")) for folder in folders])
-    return connection
+    return _settled(lambda: _viewed(folders))
 
 
 def suites(store: Path | str = "results") -> list[str]:
@@ -224,6 +245,7 @@ def table(
     name: TableName = "runs",
     scale: str | None = None,
     diverged: Literal["measured", "untrained"] = "measured",
+    columns: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Return a table of a suite as pandas.
 
@@ -235,6 +257,10 @@ def table(
             last planned at that scale are in the table, with the labels they have there.
         diverged: `measured` shows diverged runs as they were; `untrained` gives them the values
             before the first step from there on, as DeepOBS and Schmidt et al. 2021 count them.
+        columns: only these, as far as there are such, which is faster; None for all.
+
+    Returns:
+        The rows; text of `metrics` and `arrays` is categorical.
 
     Raises:
         NothingMatched: there are no such results.
@@ -247,18 +273,46 @@ def table(
         suite = known[0]
     if diverged == "untrained" and name != "arrays":
         fill = untrained.fill_runs if name == "runs" else untrained.fill_metrics
-        return fill(table(root, suite, "runs", scale), table(root, suite, "metrics", scale))
+        filled = fill(table(root, suite, "runs", scale), table(root, suite, "metrics", scale))
+        return filled if columns is None else filled[[c for c in columns if c in filled]]
     folder = _folder(root, suite)
     planned = plan(root, suite, scale)
-    with _connection(folder) as connection:
-        if name != "runs":
-            connection.register("planned", planned[["run_id"]].drop_duplicates())
-            return connection.execute(f"from {name} semi join planned using (run_id)").df()
-        rows = connection.execute("from runs").df()
+    if name != "runs":
+        wanted = pa.table({"run_id": pa.array(planned["run_id"].unique(), pa.string())})
+        return _frame(_settled(lambda: measured(folder, name, wanted)), columns)
+    rows = _asked([folder], lambda connection: _selected(connection, columns))
     labels = [column for column in map(str, planned) if column.startswith("label.")]
-    own = rows.drop(columns=[column for column in map(str, rows) if column.startswith("label.")])
-    merged = planned[["run_id", *labels]].merge(own, on="run_id", how="inner")
-    return merged[[*own.columns, *labels]]
+    own = [column for column in rows.column_names if not column.startswith("label.")]
+    shown = [*own, *labels] if columns is None else list(columns)
+    merged = planned[["run_id", *labels]].merge(rows.select(own).to_pandas(), on="run_id")
+    return merged[[column for column in shown if column in merged]]
+
+
+def _selected(connection: duckdb.DuckDBPyConnection, columns: Sequence[str] | None) -> pa.Table:
+    """Return the rows of `runs` with these columns, as far as there are such, and run_id."""
+    names = "*"
+    if columns is not None:
+        known = [name for name in _columns(connection, "runs") if name in columns]
+        names = ", ".join(_identifier(name) for name in dict.fromkeys(["run_id", *known]))
+    return connection.sql(f"select {names} from runs").to_arrow_table()
+
+
+def _frame(rows: pa.Table, columns: Sequence[str] | None) -> pd.DataFrame:
+    """Return rows as pandas, with text as categories in alphabetical order."""
+    frame: pd.DataFrame = rows.select(columns or rows.column_names).to_pandas(
+        split_blocks=True  # without it each column is copied once more
+    )
+    for name in frame.columns:
+        if isinstance(frame[name].dtype, pd.CategoricalDtype):
+            frame[name] = _alphabetical(frame[name].array)
+    return frame
+
+
+def _alphabetical(values: pd.Categorical) -> pd.Categorical:
+    order = values.categories.argsort()
+    place = np.empty(len(order) + 1, dtype=np.int32)
+    place[order], place[-1] = np.arange(len(order)), -1  # the last one is for missing values
+    return pd.Categorical.from_codes(place[values.codes], values.categories[order])
 
 
 def _folder(root: Path, suite: str) -> Path:
@@ -276,7 +330,7 @@ def _folders(root: Path) -> list[Path]:
     if (root / "runs").is_dir():
         return [root]
     found = sorted(path.parent for path in root.glob("*/runs") if path.is_dir())
-    found = [folder for folder in found if _parts(folder, "runs")]
+    found = [folder for folder in found if any((folder / "runs").glob("part-*.parquet"))]
     if not found:
         raise NothingMatched(
             f"no results in {root}; `raybench run quickstart -o {root}` makes some"
@@ -284,82 +338,39 @@ def _folders(root: Path) -> list[Path]:
     return found
 
 
-def _parts(folder: Path, name: str) -> list[Path]:
-    found = [path for path in sorted((folder / name).glob("part-*.parquet")) if _readable(path)]
-    if name != "runs":
-        return found
-    # A row counts only with what was measured: its run is run again if that is damaged.
-    return [part for part in found if all(_intact(folder / t / part.name) for t in TABLES)]
+def _asked(folders: Sequence[Path], ask: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+    """Return what `ask` finds in `runs` as it is now."""
+
+    def attempt() -> T:
+        with _viewed(folders, ("runs",)) as connection:
+            return ask(connection)
+
+    return _settled(attempt)
 
 
-def _intact(path: Path) -> bool:
-    return not path.exists() or _readable(path)
-
-
-def _readable(path: Path) -> bool:
-    if not path.exists():
-        return False
-    try:
-        pq.read_metadata(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        _log.warning("%s is damaged and left out (%s); its runs will run again", path, error)
-        return False
-    return True
-
-
-def _connection(folder: Path, parts: Sequence[Path] | None = None) -> duckdb.DuckDBPyConnection:
+def _viewed(
+    folders: Sequence[Path], tables: Sequence[TableName] = TABLES
+) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
-    _views(connection, [(folder, _parts(folder, "runs") if parts is None else parts)])
+    create_views(connection, [(folder, listed(folder)) for folder in folders], tables)
     return connection
 
 
-def _views(
-    connection: duckdb.DuckDBPyConnection, folders: Sequence[tuple[Path, Sequence[Path]]]
-) -> None:
-    """Create the views over the given parts of `runs`, and what lies beside each of them."""
-    for name in TABLES:
-        paths = [
-            folder / name / part.name
-            for folder, parts in folders
-            for part in parts
-            if name == "runs" or _readable(folder / name / part.name)
-        ]
-        if paths:
-            listing = ", ".join(f"'{_quoted(path)}'" for path in paths)
-            origin = f"read_parquet([{listing}], union_by_name=true, filename='_file')"
-            # The part is the file's name under any table, with the suite's folder before it.
-            part = "regexp_replace(_file, '/(runs|metrics|arrays)/(part-[^/]*)$', '/\\2')"
-            connection.execute(f"create view _{name} as select *, {part} as _part from {origin}")
-        else:
-            empty = SCHEMAS[name].empty_table()
-            connection.register(f"_empty_{name}", empty)
-            connection.execute(
-                f"create view _{name} as select *, '' as _file, '' as _part from _empty_{name}"
-            )
-    connection.execute(
-        "create view _latest as select run_id, suite, _part from _runs qualify row_number() over "
-        "(partition by suite, run_id order by started_at desc, _part desc) = 1"
-    )
-    for name in TABLES:
-        keys = "run_id, suite, _part" if name == "runs" else "run_id, _part"
-        connection.execute(
-            f"create view {name} as select * exclude (_file, _part) from "
-            f"(from _{name} semi join _latest using ({keys}))"
-        )
+def _settled(read: Callable[[], T]) -> T:
+    """Return what `read` returns, which is called again where a part has gone meanwhile.
+
+    Compaction may remove parts between their listing and their reading: the merged part is then
+    in their place.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(duckdb.IOException, FileNotFoundError):
+            return read()
+    return read()
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, name: str) -> list[str]:
     return [row[0] for row in connection.execute(f"describe {name}").fetchall()]
-
-
-def _frame(store: SuiteStore, sql: str) -> pd.DataFrame:
-    with _connection(store.folder) as connection:
-        return connection.execute(sql).df()
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
-
-
-def _digest(names: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]

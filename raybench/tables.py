@@ -7,6 +7,7 @@ on the way as a `Problem` with its path, so that a suite can show all of them at
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -217,7 +218,8 @@ def build(table: Table[Any], value: object, path: Path, problems: list[Problem])
     return construct(table[name], fields, path, problems)
 
 
-_built: dict[tuple[type[Spec], str], Spec] = {}
+_built: dict[tuple[type[Spec], bytes], Spec] = {}
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, default=repr)
 
 
 def allow(prefix: str, source: Source) -> None:
@@ -233,7 +235,8 @@ def construct(
 
     Equal fields give the same object: a suite of 100,000 runs builds each component once.
     """
-    token = (cls, json.dumps(fields, sort_keys=True, default=repr))
+    # A digest of the fields, since 100,000 of them as text would be held for good.
+    token = (cls, hashlib.blake2b(_ENCODER.encode(fields).encode(), digest_size=16).digest())
     if token in _built:
         return _built[token]
     before = len(problems)

@@ -53,6 +53,8 @@ class Progress:
         finished: whether the batch has ended.
         broken: why it ended before all of its runs had a row; else empty.
         lanes: how its runs were fused.
+        share: of the time that the whole phase is expected to take, how much is behind; the
+            session fills it in.
     """
 
     batch_id: str
@@ -61,6 +63,7 @@ class Progress:
     finished: bool = False
     broken: str = ""
     lanes: int = 1
+    share: float = 0.0
 
     def plain(self) -> dict[str, Any]:
         """Return it as what JSON can hold, to cross to the driver."""

@@ -381,6 +381,38 @@ def test_past_the_limits_is_4(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ("runs", ("limits.runs=3",)),
+        ("hours", ("limits.hours=1e-9",)),
+        ("gpu_hours", ("limits.gpu_hours=1e-9", "resources.gpu=1")),
+        ("disk_gb", ("limits.disk_gb=1e-9",)),
+    ],
+)
+def test_every_limit_is_kept_before_anything_starts(
+    limit: str, words: Sequence[str], tmp_path: Path
+) -> None:
+    written(tmp_path, SMALL)
+    # Nothing listens there: a run that came as far as asking for a cluster would exit with 6.
+    answer = ask("run", "small.yaml", *words, "--address", "127.0.0.1:1", cwd=tmp_path)
+    assert answer.returncode == 4, answer.stderr
+    assert f"limits.{limit} is" in answer.stderr
+    assert ask("plan", "small.yaml", *words, cwd=tmp_path).returncode == 4
+    assert ask("run", "small.yaml", "--address", "127.0.0.1:1", cwd=tmp_path).returncode == 6
+
+
+def test_plan_keeps_its_estimate_and_tells_how_far_off_it_was(tmp_path: Path) -> None:
+    written(tmp_path, SMALL)
+    assert told("plan", "small.yaml", cwd=tmp_path)["past_estimates"] == []
+    ok("run", "small.yaml", "--in-process", cwd=tmp_path)
+    [past] = told("plan", "small.yaml", cwd=tmp_path)["past_estimates"]
+    assert (past["suite"], past["runs"]) == ("small", 4)
+    assert past["time"] > 0
+    assert past["disk"] > 0
+    assert "earlier estimates in this store: runs took" in ok("plan", "small.yaml", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ("status", "nowhere"),

@@ -79,7 +79,8 @@ def test_only_analysis_draws() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["analysis", "causes", "deepobs", "stats", "store", "untrained", "page", "errors"]
+    "package",
+    ["analysis", "causes", "deepobs", "parts", "stats", "store", "untrained", "page", "errors"],
 )
 def test_readers_import_neither_torch_nor_ray(package: str) -> None:
     for name, file in MODULES.items():
@@ -107,7 +108,8 @@ def test_reading_loads_neither_torch_nor_ray() -> None:
         ("lanes", {"spec"}),
         ("tables", {"errors", "spec"}),
         ("record", {"lanes", "spec"}),
-        ("store", {"errors", "schema", "untrained"}),
+        ("parts", {"schema"}),
+        ("store", {"errors", "parts", "schema", "untrained"}),
         ("untrained", set()),
         ("usercode", {"errors", "tables"}),
         ("schema", set()),

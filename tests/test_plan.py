@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import raybench
-from raybench import sizing, work
+from raybench import cost, sizing, work
 from raybench.errors import NothingMatched, RaybenchError, RefusedError
 from raybench.local import LocalExecutor
 from raybench.models import MODELS
@@ -124,8 +124,68 @@ def test_batch_ids_depend_on_the_runs_only() -> None:
     assert first == [batch.batch_id for batch in made(batch=2, lanes=1, cpu=2.0)]
     runs = to_do(suite().runs, {})
     other = batches(runs, suite="other", scale="x", resources=Resources(batch=2), slots=3)
-    assert first == [batch.batch_id for batch in other]
+    assert sorted(first) == sorted(batch.batch_id for batch in other)
     assert first != [batch.batch_id for batch in made(batch=1)][:4]
+
+
+def test_what_takes_longest_comes_first() -> None:
+    widths = "sweep: [{model.width: [4, 64, 16]}]\nseeds: 6\n"
+    todo = to_do(suite(widths).runs, {})
+
+    def order(slots: int, known: dict[str, float] | None = None) -> list[int]:
+        found = batches(
+            todo, suite="s", scale="", resources=Resources(batch=6), slots=slots, known=known
+        )
+        return [batch.runs[0].run.procedure.columns()["model.width"] for batch in found]
+
+    assert order(slots=2) == [64, 16, 4], "a larger network is expected to take longer"
+    assert order(slots=1) == [4, 64, 16], "alone, nobody waits"
+    keys = list(dict.fromkeys(planned.run.batch_key for planned in todo))
+    assert order(2, {keys[0]: 9.0, keys[1]: 1.0, keys[2]: 2.0}) == [4, 16, 64], "measured"
+
+
+def test_batches_of_long_runs_hold_fewer_and_the_last_ones_are_small() -> None:
+    todo = to_do(suite("sweep: [{model.width: [4, 8]}]\nseeds: 100\n").runs, {})
+    short, long = dict.fromkeys(planned.run.batch_key for planned in todo)
+
+    def found(**options: Any) -> list[Batch]:
+        known = {short: 1.0, long: 9.0}
+        resources = Resources(**options)
+        return batches(todo, suite="s", scale="", resources=resources, slots=4, known=known)
+
+    share = 1000.0 / (4 * 8)
+    made = found()
+    lengths = [batch.seconds * len(batch.runs) for batch in made]
+    assert lengths == sorted(lengths, reverse=True)
+    assert max(lengths) <= share + 9.0
+    assert sum(lengths) == 1000.0
+    assert max(lengths[-4:]) <= share / 3, "a slot that ends first waits for little"
+    assert {p.run.run_id for b in made for p in b.runs} == {p.run.run_id for p in todo}
+    assert min(len(batch.runs) for batch in found(lanes=20)) >= 20, "lanes are not cut"
+    assert {len(batch.runs) for batch in found(batch=25)} == {25}, "what is asked for is kept"
+
+
+def test_runs_of_milliseconds_are_not_cut_to_pieces() -> None:
+    todo = to_do(suite("seeds: 160\n").runs, {})
+    known = {todo[0].run.batch_key: 0.01}
+    made = batches(todo, suite="s", scale="", resources=Resources(), slots=2, known=known)
+    assert {len(batch.runs) for batch in made} == {10}
+
+
+def test_what_was_not_measured_is_compared_with_what_was() -> None:
+    runs = suite("sweep: [{model.width: [16, 64, 256]}]\n").runs
+    procedures = {planned.run.batch_key: planned.run.procedure for planned in runs}
+    small, middle, large = procedures
+    guessed = cost.seconds(procedures, {})
+    assert guessed[small] < guessed[middle] < guessed[large]
+    half = {small: guessed[small] / 2}
+    assert cost.seconds(procedures, half) == {k: pytest.approx(v / 2) for k, v in guessed.items()}
+    both = {small: 5.0, large: 7.0}
+    found = cost.seconds(procedures, both)
+    assert (found[small], found[large]) == (5.0, 7.0)
+    ratio = (5.0 / guessed[small] + 7.0 / guessed[large]) / 2
+    assert found[middle] == pytest.approx(guessed[middle] * ratio)
+    assert cost.seconds(procedures, {small: float("nan")}) == guessed
 
 
 def test_no_runs_make_no_batches() -> None:

@@ -6,6 +6,9 @@ Whatever else varies is averaged over, and the caption says so.
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,11 +18,13 @@ from matplotlib.ticker import MaxNLocator
 
 from raybench.analysis import style
 from raybench.analysis.figure import Figure, Tables
-from raybench.analysis.rows import DONE, ENDED, Missing, need, with_intervals
+from raybench.analysis.rows import DONE, ENDED, Missing, groups, need, with_intervals
 
 MAX_METRICS, MAX_SETTINGS, MAX_LINES = 3, 4, 10
 """What fits on a page; what is left out is named in the caption and stays in the CSV."""
 PREFERRED = ("test.error", "test.loss", "valid.error", "valid.loss", "train.error", "train.loss")
+MAX_ROWS = 50_000
+"""With more, the CSV beside the figure holds means and not the runs."""
 _HIDDEN = ("label.phase", "label.trial", "label.arm", "label.rung")
 
 
@@ -34,11 +39,11 @@ def _series(runs: pd.DataFrame) -> pd.Series:
         columns = [*columns, "label.phase"]
     if not columns:
         return pd.Series("all runs", index=runs.index)
-    return runs[columns].astype(object).fillna("").astype(str).agg(_joined, axis=1)
-
-
-def _joined(parts: pd.Series) -> str:
-    return " / ".join(part for part in parts if part) or "all runs"
+    # Joined once for each combination, of which there are few.
+    codes = runs.groupby(columns, dropna=False, sort=False, observed=True).ngroup()
+    first = runs.loc[~codes.duplicated(), columns].astype(object).fillna("").astype(str)
+    names = [" / ".join(filter(None, row)) or "all runs" for row in first.to_numpy()]
+    return pd.Series(np.array(names, dtype=object)[codes], index=runs.index, dtype=str)
 
 
 def _numeric(column: pd.Series) -> bool:
@@ -90,12 +95,15 @@ def data_final(tables: Tables) -> pd.DataFrame:
         pd.concat(parts, ignore_index=True), ("metric", "setting", "series", "x"), ("value",)
     )
     lost = runs["status"].astype(str).value_counts().drop(DONE, errors="ignore")
+    if len(frame) > MAX_ROWS:
+        frame = groups(frame, ("metric", "setting", "series", "x")).drop(columns=["seed", "value"])
     frame.attrs["over"] = "runs"
     frame.attrs["note"] = _sentences(
         f"{len(runs)} runs" + "".join(f", {count} {name}" for name, count in lost.items()) + ".",
         _left_out("metrics", metrics[MAX_METRICS:]),
         _left_out("settings", [s.removeprefix("config.") for s in settings[MAX_SETTINGS:]]),
         _left_out("lines", _drawn(series)[1]),
+        "" if "value" in frame else "The CSV holds the means; the runs are in the table.",
     )
     return frame
 
@@ -167,8 +175,9 @@ def _draw_rows(frame: pd.DataFrame, metrics: list[str], paint: dict[str, str]) -
         axes.sharey(row[0])
         for place, (name, colour) in enumerate(paint.items()):
             arm = frame[(frame["metric"] == metric) & (frame["series"] == name)]
+            points = arm["value"] if "value" in arm else arm["value_mean"]
             axes.plot(
-                arm["value"],
+                points,
                 np.full(len(arm), place),
                 ls="",
                 marker="o",
@@ -203,22 +212,62 @@ def data_curves(tables: Tables) -> pd.DataFrame:
     """Return the median and middle half of each metric at each step, for each line."""
     need(tables.runs, "run_id", "status", "seed")
     need(tables.metrics, "run_id", "step", "split", "metric", "value")
-    tags = pd.DataFrame({"run_id": tables.runs["run_id"], "series": _series(tables.runs)})
-    long = tables.metrics.merge(tags, on="run_id")
-    if long.empty:
-        raise Missing("no metrics of these runs")
-    long = long.assign(metric=long["split"].astype(str) + "." + long["metric"].astype(str))
-    steps = long.groupby(["metric", "series", "step"])["value"]
-    table = steps.quantile(np.array([0.25, 0.5, 0.75])).unstack().reset_index()
-    table = table.rename(columns={0.25: "quarter", 0.5: "median", 0.75: "three_quarters"})
-    table["runs"] = steps.size().to_numpy()
+    series = _series(tables.runs)
+    table = _quartiles(tables.metrics, tables.runs["run_id"], series)
     lost = int((tables.runs["status"].astype(str) == "diverged").sum())
     table.attrs["note"] = _sentences(
         f"{lost} of {len(tables.runs)} runs diverged; their curves end before." if lost else "",
         _left_out("metrics", _shown(table)[1]),
-        _left_out("lines", _drawn(tags["series"])[1]),
+        _left_out("lines", _drawn(series)[1]),
     )
     return table
+
+
+def _quartiles(metrics: pd.DataFrame, run_ids: pd.Series, series: pd.Series) -> pd.DataFrame:
+    """Return the quartiles over runs for each metric, series and step, and how many runs they are.
+
+    There may be tens of millions of values, so groups are whole numbers and all are sorted at once.
+    """
+    split, name, owner = (
+        metrics[column].astype("category").array for column in ("split", "metric", "run_id")
+    )
+    lines = pd.Categorical(series)
+    line_of = pd.Series(lines.codes.astype(np.int64), index=run_ids).groupby(level=0).first()
+    line = line_of.reindex(owner.categories, fill_value=-1).to_numpy()[owner.codes]
+    place, steps = pd.factorize(metrics["step"], sort=True)
+    shape = (len(split.categories), len(name.categories), len(lines.categories), len(steps))
+    values = metrics["value"].to_numpy(dtype=float)
+    group = split.codes.astype(np.int32)
+    for codes, length in zip((name.codes, line, place), shape[1:], strict=True):
+        group = group * length + codes
+    kept = (line >= 0) & ~np.isnan(values)
+    if not kept.any():
+        raise Missing("no metrics of these runs")
+    if not kept.all():
+        group, values = group[kept], values[kept]
+    # Numbers of 16 bits are sorted in one pass.
+    order = np.argsort(group.astype(np.min_scalar_type(math.prod(shape))), kind="stable")
+    group, values = group[order], values[order]
+    first = np.flatnonzero(np.diff(group, prepend=group[:1] + 1))
+    count = np.diff(first, append=len(group))
+    for start, length in zip(first.tolist(), count.tolist(), strict=True):
+        values[start : start + length].sort()
+    at = np.unravel_index(group[first], shape)
+    metric = [f"{a}.{b}" for a, b in itertools.product(split.categories, name.categories)]
+    table = pd.DataFrame(
+        {
+            "metric": np.array(metric, dtype=object)[at[0] * shape[1] + at[1]],
+            "series": np.asarray(lines.categories, dtype=object)[at[2]],
+            "step": np.asarray(steps)[at[3]],
+        }
+    )
+    for column, share in (("quarter", 0.25), ("median", 0.5), ("three_quarters", 0.75)):
+        exact = first + share * (count - 1)
+        below = np.floor(exact).astype(np.int64)
+        above = values[np.ceil(exact).astype(np.int64)]
+        table[column] = values[below] + (above - values[below]) * (exact - below)
+    table["runs"] = count
+    return table.sort_values(["metric", "series", "step"], ignore_index=True)
 
 
 def _shown(frame: pd.DataFrame) -> tuple[list[str], list[str]]:

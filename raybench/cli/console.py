@@ -109,6 +109,7 @@ class LiveLine:
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._lanes: dict[str, int] = {}
+        self._share = 0.0
         self._began = time.monotonic()
         self._printed = 0.0
         self._shown = 0
@@ -118,7 +119,7 @@ class LiveLine:
         """Show that a phase begins."""
         self.close()
         self._total = to_do
-        self._counts, self._lanes = Counter(), {}
+        self._counts, self._lanes, self._share = Counter(), {}, 0.0
         self._began = time.monotonic()
         self._printed = self._began
         what = "runs" if phase == "run" else f"{phase} runs"
@@ -135,6 +136,7 @@ class LiveLine:
         self._counts.update(progress.statuses)
         for reason, count in progress.reasons.items():
             self._reasons[cause(reason)] += count
+        self._share = progress.share
         self._lanes[progress.batch_id] = progress.lanes
         if progress.finished:
             self._lanes.pop(progress.batch_id, None)
@@ -162,8 +164,9 @@ class LiveLine:
         share = done / self._total if self._total else 1.0
         bar = "━" * round(share * 20) + "─" * (20 - round(share * 20))
         parts = [f"{done:,}/{self._total:,}", bar, f"{rate:.1f} runs/s"]
-        if left and rate:
-            parts.append(f"eta {duration(left / rate)}")
+        if left and self._share:
+            # Not from runs/s: the runs that take longest come first.
+            parts.append(f"eta {duration(seconds * max(1 / self._share - 1, 0.0))}")
         else:
             parts.append(f"in {duration(seconds)}")
         notable = ("stopped", "diverged", "failed")

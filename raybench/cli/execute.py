@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raybench.cli.console import LiveLine, errors, output, print_json
-from raybench.cli.forecast import plan, refuse_past_limits
+from raybench.cli.forecast import refuse_past_limits, show_plan
 from raybench.cli.options import (
     Address,
     Code,
@@ -61,11 +61,11 @@ def run(  # noqa: PLR0913  (each is an option of the command)
 
       raybench run my.yaml --allow-code my_opt.py     (optimizer: {name: my_opt:MyOptimizer})
     """
-    if dry_run:
-        plan(suite, words, scale, store, allow_code, as_json)
-        return
     made = load(suite, words or [], scale, allow_code)
-    refuse_past_limits(made, store, jobs)
+    if dry_run:
+        show_plan(made, store, as_json=as_json, keep=False)
+        return
+    refuse_past_limits(made, store, 1 if in_process else jobs)
     outcome = _carry_out(made, store, _executor(address, in_process, jobs), only_failed=last_failed)
     summary = {
         "suite": made.name,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybench.cli.console import duration, output, print_json, show, size
 from raybench.cli.options import Code, Json, Scale, Store, SuiteName, Words
 from raybench.cli.suites import load
-from raybench.errors import NothingMatched, RefusedError
+from raybench.errors import RefusedError, UnavailableError
 
 if TYPE_CHECKING:
     from raybench.estimate import Estimate
+    from raybench.history import Comparison
     from raybench.suite import Planned, Suite
 
 
@@ -30,16 +33,25 @@ def plan(
     """Show what a suite would run and cost, and start nothing.
 
     Counts what is done, failed and to do; measures a few steps of some runs to estimate time and
-    disk. Refuses (exit 4) past the suite's limits.
+    disk. The estimate is kept in the store: `run` orders its batches by it, and later plans tell
+    how far off it was. Refuses (exit 4) past the suite's limits.
 
     Example:  raybench plan double_descent_width --scale paper
     """
+    show_plan(load(suite, words or [], scale, allow_code), store, as_json=as_json, keep=True)
+
+
+def show_plan(made: Suite, store: Path, *, as_json: bool, keep: bool) -> None:
+    """Show what a suite would run and cost; `keep` writes the estimate to the store."""
+    from raybench.history import comparisons
     from raybench.plan import distinct
     from raybench.suite.protocol import unequal
 
-    made = load(suite, words or [], scale, allow_code)
     rows, todo, finished = _counts(made, store)
     cost = _estimate(made, todo, finished, os.cpu_count() or 1)
+    past = comparisons(store)
+    if keep:
+        _keep(made, store, todo, cost)
     skipped = Counter(planned.skipped for planned in made.runs if planned.skipped)
     facts = {
         "suite": made.name,
@@ -60,40 +72,58 @@ def plan(
         "disk_bytes": cost.disk_bytes,
         "runs_counted": cost.counted,
         "runs_without_estimate": cost.unknown,
+        "past_estimates": [asdict(each) for each in past],
     }
     if as_json:
         print_json({**facts, "rows": rows, "skipped": dict(skipped)})
     else:
         _print_plan(made, rows, cost, skipped)
+        _print_past(past)
     _check_limits(made, cost)
+
+
+def _keep(made: Suite, store: Path, todo: Sequence[Planned], cost: Estimate) -> None:
+    """Keep the estimate, if there is one and the store can be written."""
+    from raybench.history import keep
+    from raybench.store import SuiteStore
+
+    if todo and not math.isnan(cost.seconds):
+        with contextlib.suppress(UnavailableError):  # `run` will tell
+            results = SuiteStore(store, made.name)
+            keep(results, made.scale, todo, cost.per_key, cost.bytes_per_run)
+
+
+def _print_past(past: Sequence[Comparison]) -> None:
+    if past:
+        times, disks = (sorted(x) for x in ([p.time for p in past], [p.disk for p in past]))
+        count = f"{len(past)} suite{'s' if len(past) > 1 else ''}"
+        output.print(
+            f"earlier estimates in this store: runs took {_span(times)} times the estimated time, "
+            f"results {_span(disks)} times the disk ({count}, {sum(p.runs for p in past):,} runs)"
+        )
+
+
+def _span(ratios: Sequence[float]) -> str:
+    """Return the lowest and the highest of sorted ratios, or the only one."""
+    low, high = f"{ratios[0]:.2f}", f"{ratios[-1]:.2f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _counts(
     made: Suite, store: Path
 ) -> tuple[list[dict[str, Any]], list[Planned], dict[str, float]]:
     """Return a row a case with counts, the runs to do, and the seconds of finished ones."""
+    from raybench.history import measured
     from raybench.plan import distinct, to_do
-    from raybench.store import ENDED, SuiteStore, table
+    from raybench.store import SuiteStore
 
-    statuses: dict[str, str] = {}
-    seconds: dict[str, list[float]] = {}
-    if (store / made.name / "runs").is_dir():
-        statuses = SuiteStore(store, made.name).statuses()
     runs = distinct(made.runs)
-    if statuses:
-        walls = {}
-        try:
-            frame = table(store, made.name, scale=made.scale or None)
-            walls = dict(zip(frame["run_id"], frame["wall_s"], strict=True))
-        except NothingMatched:
-            walls = {}  # never planned at this scale: the time is measured
-        for planned in runs:
-            if statuses.get(planned.run.run_id) in ENDED and planned.run.run_id in walls:
-                seconds.setdefault(planned.run.batch_key, []).append(walls[planned.run.run_id])
-        statuses |= dict.fromkeys(SuiteStore(store, made.name).quarantined(), "quarantined")
+    statuses: dict[str, str] = {}
+    if (store / made.name / "runs").is_dir():
+        kept = SuiteStore(store, made.name)
+        statuses = kept.statuses() | dict.fromkeys(kept.quarantined(), "quarantined")
     rows = _count_rows(runs, statuses)
-    means = {key: sum(walls) / len(walls) for key, walls in seconds.items()}
-    return rows, to_do(runs, statuses), means
+    return rows, to_do(runs, statuses), measured(store, made.name, runs)
 
 
 _BOOKKEEPING = ("phase", "arm", "trial", "rung")
@@ -219,15 +249,23 @@ def _print_protocol(made: Suite) -> None:
         output.print(f"unequal budgets: {name} has only {budget}", style="yellow", markup=False)
 
 
-def refuse_past_limits(made: Suite, store: Path, jobs: int | None) -> None:
-    """Refuse before anything starts; time and disk are measured only if a limit asks for them."""
+def refuse_past_limits(made: Suite, store: Path, slots: int | None) -> None:
+    """Refuse before anything starts; time and disk are measured only if a limit asks for them.
+
+    Args:
+        made: the suite.
+        store: where its results are.
+        slots: cores that it will have; None for all that are here.
+    """
     from raybench.session import refuse_past_runs
 
     refuse_past_runs(made)
     limits = made.limits
     if limits.hours or limits.gpu_hours or limits.disk_gb:
         _, todo, finished = _counts(made, store)
-        _check_limits(made, _estimate(made, todo, finished, jobs or os.cpu_count() or 1))
+        cost = _estimate(made, todo, finished, slots or os.cpu_count() or 1)
+        _check_limits(made, cost)
+        _keep(made, store, todo, cost)
 
 
 def _check_limits(made: Suite, cost: Estimate) -> None:
@@ -240,9 +278,10 @@ def _check_limits(made: Suite, cost: Estimate) -> None:
         ("gpu_hours", limits.gpu_hours, cost.gpu_hours),
         ("disk_gb", limits.disk_gb, cost.disk_bytes / 1e9),
     ):
-        if most is not None and (math.isnan(expected) or cost.unknown):
+        if most is not None and (math.isnan(expected) or (cost.unknown and name != "disk_gb")):
             raise RefusedError(
-                f"{made.name} has limits.{name} and its time cannot be estimated: {cost.problem}"
+                f"{made.name} has limits.{name} and its time cannot be estimated: {cost.problem}; "
+                f"fetch what is missing first, or leave the limit out with limits.{name}=null"
             )
         if most is not None and expected > most:
             raise RefusedError(

@@ -71,7 +71,8 @@ def _status(store: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     causes: list[dict[str, Any]] = []
     for suite in results.suites(store):
         for scale in results.scales(store, suite):
-            frame = results.table(store, suite, scale=scale).drop_duplicates("run_id")
+            frame = results.table(store, suite, scale=scale, columns=_COUNTED)
+            frame = frame.drop_duplicates("run_id")
             planned = results.plan(store, suite, scale)["run_id"].nunique()
             counts = frame["status"].value_counts().to_dict()
             rows.append(
@@ -105,6 +106,7 @@ def _status(store: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return rows, sorted(causes, key=lambda each: -each["count"])[:_MOST_CAUSES]
 
 
+_COUNTED = ("run_id", "status", "wall_s", "reason")
 _MOST_CAUSES = 10
 _STATUSES = ("done", "stopped", "diverged", "failed", "skipped")
 

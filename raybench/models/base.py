@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
-from typing import Self, TypeAlias
+from typing import Final, Self, TypeAlias
 
 import torch
 from pydantic import model_validator
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from raybench.errors import RaybenchError
 from raybench.models.initial import Init, initial
 from raybench.rng import Seed, fold, key, normal, stream, uniform
-from raybench.spec import Spec
+from raybench.spec import Spec, digest
 
 State: TypeAlias = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Parameters and buffers by name."""
@@ -99,6 +100,30 @@ class Model(Spec, ABC):
         if self.init == "published":
             return self.published(layer, name, shape, draw)
         return initial(layer, name, shape, self.init, draw)
+
+
+_USUAL_SHAPES: Final = (((64,), 10), ((3, 32, 32), 10), ((1, 28, 28), 10))
+_sizes: dict[str, int] = {}
+
+
+def size(model: Model) -> int:
+    """Return how many weights a model would have on usual rows; 0 where it takes none of them.
+
+    Only for comparing models: the rows that a model will really get are not known before loading.
+    """
+    form = digest({model.name: model.batch_form})
+    for shape, outputs in _USUAL_SHAPES:
+        if form not in _sizes:
+            with contextlib.suppress(*_REFUSALS):
+                skeleton = model.skeleton(shape, outputs)
+                _sizes[form] = sum(weight.numel() for weight in skeleton.parameters())
+    return _sizes.setdefault(form, 0)
+
+
+_REFUSALS: Final = (
+    RaybenchError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError,
+    AttributeError, AssertionError,
+)  # fmt: skip
 
 
 class Published(Model):

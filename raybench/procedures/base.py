@@ -43,6 +43,13 @@ class Procedure(Spec, ABC):
         """
         return None
 
+    def rough_operations(self) -> float:
+        """Return a rough guess at the operations of a run, where shapes are not known.
+
+        Runs are compared by it where none was measured. Procedures that do not know are all alike.
+        """
+        return 1e9
+
     @abstractmethod
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Carry out the runs, one in each lane, and record what they measure.

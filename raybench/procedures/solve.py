@@ -142,6 +142,11 @@ class Solve(Procedure):
         low, high = sorted((n, width))
         return float(drawn + 2 * high * low**2 + low**3)
 
+    def rough_operations(self) -> float:
+        """Return those of a factorization of the features, [rows, width]."""
+        rows, width = self.data.train or 1000, self.features.width or 100
+        return 1e6 + 2.0 * rows * width * min(rows, width)
+
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Solve the runs, those of one seed after one another."""
         seeds: dict[Seed, list[int]] = {}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from raybench.data import DATA, Data
 from raybench.lanes import Lanes, Params
 from raybench.models import MODELS, Model, operations
+from raybench.models.base import size
 from raybench.optim import OPTIMIZERS, SCHEDULES, ForeignOptimizer, Optimizer, Schedule
 from raybench.optim.schedules import Constant
 from raybench.probes import PROBES, Probe
@@ -37,6 +39,10 @@ class Record(Spec):
     """On how many training rows `train` is measured; null for all of them."""
     whole_batches: bool = False
     """Whether rows that do not fill a batch are left out of measurements, as DeepOBS does."""
+
+
+_USUAL_ROWS: Final = 50_000  # of a set whose number of training rows is not given
+_STEP_ALONE: Final = 1e6  # operations that could be done in the time of an empty step
 
 
 class Train(Procedure):
@@ -104,6 +110,13 @@ class Train(Procedure):
         recordings = len(self.record.at.steps(total, epoch))
         passes = 3 * total * batch + recordings * sum(measured[split] for split in self.record.on)
         return passes * operations.forward(self.model, task.inputs, task.outputs)
+
+    def rough_operations(self) -> float:
+        """Return steps x (weights x rows x 6), a step costing something by itself."""
+        train = self.data.train or _USUAL_ROWS
+        rows = self.batch_size or train
+        steps = self.steps.resolve(math.ceil(train / rows))
+        return max(steps, 1) * (_STEP_ALONE + 6.0 * size(self.model) * rows)
 
     def execute(self, lanes: Lanes, runs: Sequence[Run[Any]], recorder: Recorder) -> None:
         """Train the runs side by side."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -361,17 +360,7 @@ class Suite:
         if name is None:
             problems.append(Problem(("procedure",), "no procedure; set base.procedure: train"))
             return None
-        token = json.dumps(config, sort_keys=True, default=str)
-        if token not in self._built:
-            made = build(PROCEDURES, {**fields, "name": name}, (), problems)
-            if made is None:
-                return None
-            self._built[token] = cast("Procedure", made)
-        return self._built[token]
-
-    @cached_property
-    def _built(self) -> dict[str, Procedure]:
-        return {}
+        return cast("Procedure | None", build(PROCEDURES, {**fields, "name": name}, (), problems))
 
     def _located(
         self, option: Option, trial: Mapping[str, Any], found: list[Problem]
