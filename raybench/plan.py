@@ -186,16 +186,17 @@ def batches(
     found: list[tuple[float, Sequence[Planned]]] = []
     for key, members in groups.items():
         most = _most(resources, share / each[key])
-        found += [(each[key], part) for part in pieces(members, math.ceil(len(members) / most))]
+        count = math.ceil(len(members) / most)
+        found += [(each[key], part) for part in pieces(members, count)]
     if slots > 1:
         found.sort(key=_length, reverse=True)
         if resources.batch == "auto":
             found = _tapered(found, slots, resources)
     made = []
-    for seconds, members in found:
-        ids: Json = [planned.run.run_id for planned in members]
+    for seconds, part in found:
+        ids: Json = [planned.run.run_id for planned in part]
         name = digest(ids)
-        made.append(Batch(name, suite, scale, tuple(members), resources, fresh, seconds=seconds))
+        made.append(Batch(name, suite, scale, tuple(part), resources, fresh, seconds=seconds))
     return made
 
 

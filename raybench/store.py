@@ -46,7 +46,7 @@ FINISHED: Final = ("done", "diverged", "stopped")
 QUARANTINED: Final = "quarantined"
 """How the reason of a failed run begins that ends its process: it runs again only if asked for."""
 
-_ATTEMPTS: Final = 5
+_ATTEMPTS: Final = 20
 
 T = TypeVar("T")
 
@@ -124,7 +124,7 @@ class SuiteStore:
     def quarantined(self) -> set[str]:
         """Return the runs that failed for good: they end the process that they train in."""
         held = f"status = 'failed' and starts_with(reason, '{QUARANTINED}')"
-        return set(_frame(self, f"select run_id from runs where {held}")["run_id"])
+        return set(self._ask(f"select run_id from runs where {held}")["run_id"].to_pylist())
 
     def summaries(self, column: str) -> dict[str, float]:
         """Return `summary.<column>` by run_id: infinite for runs that were lost."""

@@ -507,7 +507,11 @@ def test_three_mistakes_in_the_runs_are_told_together_and_once() -> None:
         ("seeds: {vary: [init], fix: [data]}", "9:8: seeds: seeds take `vary` or `fix`, not both"),
         ("seeds: {fix: [weights]}", "9:15: seeds.fix[0]: 'weights': input should be 'init'"),
         ("limits: {runs: -1}", "9:16: limits.runs: -1: input should be greater than or equal to 1"),
-        ("limits: 5", "9:9: limits: limits is a mapping of runs, hours, gpu_hours, disk_gb, not 5"),
+        (
+            "limits: 5",
+            "9:9: limits: limits is a mapping of runs, hours, gpu_hours, disk_gb, "
+            "failures, wall_s, not 5",
+        ),
         ("resources: {lanes: lots}", "9:20: resources.lanes"),
         ("resources: {ranks: 2}", "9:20: resources.ranks: 2: input should be 1"),
         ("scales: [1]", "9:9: scales: scales is a mapping: {laptop: {...}, paper: {...}}"),
