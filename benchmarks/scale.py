@@ -1,20 +1,22 @@
 """Measure a suite of 100,000 runs: planning it, and reading its store.
 
-    python benchmarks/scale.py make STORE         a store as a run would have written it (seconds)
-    python benchmarks/scale.py read STORE         CPU seconds and peak memory of each reading verb
-    python benchmarks/scale.py plan [SUITE]       the same of `plan`, and of `run` up to the first batch
+    python benchmarks/scale.py make STORE      a store as `run` would have written it
+    python benchmarks/scale.py read STORE      what the reading verbs take on it
+    python benchmarks/scale.py plan STORE      what planning takes, up to the first batch
 
-Nothing is trained: metrics are drawn, with 50 evaluations of two metrics a run.
+Nothing is trained: metrics are drawn, with 50 evaluations of two metrics a run. Times hold the
+start of Python; CPU seconds are the figure, since wall time on a shared machine tells little.
+
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +25,10 @@ import numpy as np
 import pyarrow as pa
 
 from raybench import suite
+from raybench.compaction import Compactor
 from raybench.plan import Batch, batches, distinct
 from raybench.schema import SCHEMAS, runs_table
-from raybench.session import resolved
+from raybench.session import Session, resolved
 from raybench.store import SuiteStore
 from raybench.suite import Suite
 from raybench.work import identity
@@ -36,8 +39,8 @@ BEGAN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
 def make(root: Path, slots: int = 2) -> None:
-    """Write the store of the suite, one part a batch, as workers would."""
-    made = suite.load(suite.read(SUITE, SUITE.name), None, {})
+    """Write the store of the suite, one part a batch as workers do, merged as a session does."""
+    made = loaded("repeated")
     store = SuiteStore(root, made.name)
     store.write_suite(resolved(made))
     store.write_plan(
@@ -54,9 +57,11 @@ def make(root: Path, slots: int = 2) -> None:
     parts = batches(
         distinct(made.runs), suite=made.name, scale="", resources=made.resources, slots=slots
     )
-    for number, batch in enumerate(parts):
-        rows, metrics = part(made, batch, np.random.default_rng(number))
-        store.write_part(batch.batch_id, rows, metrics)
+    with Compactor(store) as compactor:
+        for number, batch in enumerate(parts):
+            rows, metrics = part(made, batch, np.random.default_rng(number))
+            store.write_part(batch.batch_id, rows, metrics)
+            compactor.add(batch.batch_id)
 
 
 def part(made: Suite, batch: Batch, draw: np.random.Generator) -> tuple[pa.Table, pa.Table]:
@@ -111,14 +116,84 @@ def part(made: Suite, batch: Batch, draw: np.random.Generator) -> tuple[pa.Table
     return rows, metrics
 
 
+def measured(what: str, *command: str) -> None:
+    """Run a command in a process of its own, and print what it took."""
+    began = time.monotonic()
+    with subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL) as process:
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    wall, cpu = time.monotonic() - began, used.ru_utime + used.ru_stime
+    if process.returncode:
+        raise SystemExit(f"{what}: exit code {process.returncode}")
+    row = f"{what:22} {cpu:6.2f} s CPU  {wall:6.2f} s wall  {used.ru_maxrss / 1024:6.0f} MB"
+    sys.stdout.write(row + "\n")
+
+
+def read(root: Path) -> None:
+    """Measure the verbs that read, and the tables."""
+    for verb in ("status", "runs ls", "figures"):
+        measured(verb, "-m", "raybench", *verb.split(), str(root))
+    for name in ("runs", "metrics"):
+        code = f"import raybench; raybench.table({str(root)!r}, name={name!r})"
+        measured(f"table {name}", "-c", code)
+
+
+def plan(root: Path) -> None:
+    """Measure the verb `plan`, and `run` up to the first batch."""
+    for scale in ("repeated", "distinct"):
+        words = ("plan", str(SUITE), "--scale", scale, "-o", str(root))
+        measured(f"plan, {scale}", "-m", "raybench", *words)
+        measured(f"run begins, {scale}", __file__, "begin", str(root), scale)
+
+
+class Begun(Exception):  # noqa: N818  (no error)
+    """The first batch would start now."""
+
+
+class Idle:
+    """An executor and a watcher that do nothing."""
+
+    slots = 2
+
+    def run(self, batches: Sequence[Batch], *_: object) -> None:
+        """Stop, once the first batch could be sent."""
+        batches[0].encode()
+        raise Begun
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def begin(self, *_: object) -> None:
+        """Do nothing."""
+
+    def update(self, _: object) -> None:
+        """Do nothing."""
+
+
+def begin(root: Path, scale: str) -> None:
+    """Do what `run` does before its first batch starts."""
+    with contextlib.suppress(Begun):
+        Session(loaded(scale), root, Idle, Idle()).run()
+
+
+def loaded(scale: str) -> Suite:
+    """Return the suite at a scale."""
+    return suite.load(suite.read(SUITE, SUITE.name), scale, {})
+
+
 def main() -> None:
     """Carry out what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["make"])
-    parser.add_argument("where", nargs="?", type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["make", "read", "plan", "begin"])
+    parser.add_argument("store", type=Path)
+    parser.add_argument("scale", nargs="?", default="repeated", help="for begin")
     asked = parser.parse_args()
-    if asked.what == "make":
-        make(asked.where)
+    if asked.what == "begin":
+        begin(asked.store, asked.scale)
+    else:
+        {"make": make, "read": read, "plan": plan}[asked.what](asked.store)
 
 
 if __name__ == "__main__":

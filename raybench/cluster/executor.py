@@ -112,7 +112,7 @@ class RayExecutor:
             BatchTrainable,
             name="tune",
             storage_path=str(folder / "tune"),
-            search_alg=_Queue([batch.encode() for batch in batches], str(store.root)),
+            search_alg=_Queue(batches, str(store.root)),
             scheduler=_Unhurried(),
             num_samples=len(batches),
             resources_per_trial={"cpu": resources.cpu, "gpu": resources.gpu},
@@ -184,16 +184,21 @@ class BatchTrainable(tune.Trainable):  # type: ignore[misc]
 
 
 class _Queue(Searcher):  # type: ignore[misc]
-    """Hands out the batches in order; Tune's own grid copies the whole list for each trial."""
+    """Hands out the batches in order; Tune's own grid copies the whole list for each trial.
 
-    def __init__(self, batches: Sequence[str], store: str) -> None:
+    A batch becomes text when its turn comes: that of 100,000 runs would be held twice.
+    """
+
+    def __init__(self, batches: Sequence[Batch], store: str) -> None:
         super().__init__(metric="done", mode="max")
         self._batches = iter(batches)
         self._store = store
 
     def suggest(self, trial_id: str) -> Any:
         batch = next(self._batches, None)
-        return Searcher.FINISHED if batch is None else {"batch": batch, "store": self._store}
+        return (
+            Searcher.FINISHED if batch is None else {"batch": batch.encode(), "store": self._store}
+        )
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         pass
