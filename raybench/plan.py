@@ -109,7 +109,8 @@ def decode(text: str) -> Batch:
     """
     form = json.loads(text)
     receive(form["code"])
-    runs = tuple(_decode_run(item) for item in form["runs"])
+    built: dict[str, Procedure] = {}
+    runs = tuple(_decode_run(item, built) for item in form["runs"])
     return Batch(
         form["batch_id"],
         form["suite"],
@@ -123,13 +124,17 @@ def decode(text: str) -> Batch:
     )
 
 
-def _decode_run(item: Mapping[str, Any]) -> Planned:
-    problems: list[Any] = []
-    procedure = build(PROCEDURES, item["procedure"], (), problems)
+def _decode_run(item: Mapping[str, Any], built: dict[str, Procedure]) -> Planned:
+    # Runs that differ in their seeds only share a procedure.
+    form = json.dumps(item["procedure"])
+    if form not in built:
+        problems: list[Any] = []
+        procedure = build(PROCEDURES, item["procedure"], (), problems, shared=False)
+        if not isinstance(procedure, Procedure):
+            raise RuntimeError(f"run {item['id']} cannot be built here: {problems}")
+        built[form] = procedure
     value, base, fixed = item["seed"]
-    if not isinstance(procedure, Procedure):
-        raise RuntimeError(f"run {item['id']} cannot be built here: {problems}")
-    run = Run(procedure, Seed(value, base, tuple(fixed)))
+    run = Run(built[form], Seed(value, base, tuple(fixed)))
     if run.run_id != item["id"]:
         raise RuntimeError(
             f"run {item['id']} would be {run.run_id} here: the worker has other versions of "

@@ -7,10 +7,10 @@ on the way as a `Problem` with its path, so that a suite can show all of them at
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Final, Generic, Protocol, TypeVar, cast, get_args, get_origin
 
@@ -179,7 +179,14 @@ def nested(field: FieldInfo) -> type[Spec] | None:
     return cast("type[Spec]", annotation) if is_spec and part_of(field) is None else None
 
 
-def build(table: Table[Any], value: object, path: Path, problems: list[Problem]) -> Spec | None:
+def build(
+    table: Table[Any],
+    value: object,
+    path: Path,
+    problems: list[Problem],
+    *,
+    shared: bool = True,
+) -> Spec | None:
     """Return the component that `value` describes, or None after adding to `problems`.
 
     Args:
@@ -187,6 +194,7 @@ def build(table: Table[Any], value: object, path: Path, problems: list[Problem])
         value: a name, or a mapping with `name` and fields.
         path: where `value` stands, for the problems.
         problems: every mistake found is appended.
+        shared: see `construct`.
     """
     if isinstance(value, Spec):
         return value
@@ -215,10 +223,10 @@ def build(table: Table[Any], value: object, path: Path, problems: list[Problem])
         hint = suggest(name.partition(":")[2], source.names()) if source else suggest(name, table)
         problems.append(Problem(where, f"unknown {table.kind} {name!r}{hint}"))
         return None
-    return construct(table[name], fields, path, problems)
+    return construct(table[name], fields, path, problems, shared=shared)
 
 
-_built: dict[tuple[type[Spec], bytes], Spec] = {}
+_built: dict[tuple[type[Spec], str], Spec] = {}
 _ENCODER: Final = json.JSONEncoder(sort_keys=True, default=repr)
 
 
@@ -229,15 +237,21 @@ def allow(prefix: str, source: Source) -> None:
 
 
 def construct(
-    cls: type[Spec], fields: Mapping[str, object], path: Path, problems: list[Problem]
+    cls: type[Spec],
+    fields: Mapping[str, object],
+    path: Path,
+    problems: list[Problem],
+    *,
+    shared: bool = True,
 ) -> Spec | None:
     """Return `cls(**fields)` with nested components built; None after adding to `problems`.
 
-    Equal fields give the same object: a suite of 100,000 runs builds each component once.
+    Equal fields give the same object, which is kept for good: a suite of 100,000 runs builds each
+    component once. Not so where it is not `shared`, as procedures are not, of which there may be
+    as many as runs.
     """
-    # A digest of the fields, since 100,000 of them as text would be held for good.
-    token = (cls, hashlib.blake2b(_ENCODER.encode(fields).encode(), digest_size=16).digest())
-    if token in _built:
+    token = (cls, _ENCODER.encode(fields) if shared else "")
+    if shared and token in _built:
         return _built[token]
     before = len(problems)
     values: dict[str, object] = {}
@@ -250,25 +264,37 @@ def construct(
             problems.append(Problem((*path, key), message, on_key=True))
             continue
         count = len(problems)
-        values[key] = _field_value(field, value, (*path, key), problems)
+        values[key] = _field_value(_kind(cls, key), value, (*path, key), problems)
         if len(problems) > count:
             failed.add(key)
     spec = _validate(cls, values, path, problems, failed)
-    if spec is not None and len(problems) == before:
+    if spec is None or len(problems) > before:
+        return None
+    if shared:
         _built[token] = spec
-        return spec
-    return None
+    return spec
 
 
-def _field_value(field: FieldInfo, value: object, path: Path, problems: list[Problem]) -> object:
-    table = part_of(field)
+@cache
+def _kind(cls: type[Spec], key: str) -> tuple[Table[Any] | None, type[Spec] | None]:
+    """Return `part_of` and `nested` of a field, which are asked for in every run of a suite."""
+    field = cls.model_fields[key]
+    return part_of(field), nested(field)
+
+
+def _field_value(
+    kind: tuple[Table[Any] | None, type[Spec] | None],
+    value: object,
+    path: Path,
+    problems: list[Problem],
+) -> object:
+    table, inner = kind
     if table is not None:
         if isinstance(value, list | tuple):
             return tuple(
                 build(table, part, (*path, index), problems) for index, part in enumerate(value)
             )
         return None if value is None else build(table, value, path, problems)
-    inner = nested(field)
     if inner is not None and isinstance(value, Mapping):
         return construct(inner, value, path, problems)
     return _tuples(value)

@@ -16,7 +16,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +80,15 @@ class RayExecutor:
         who was in flight is for the caller to find out.
         """
         # By what Ray has to know of them: all others go through the same workers.
-        kinds: dict[tuple[float, float, int], list[Batch]] = {}
+        kinds: dict[tuple[float, float], list[Batch]] = {}
         for batch in batches:
-            asked = batch.resources
-            kinds.setdefault((asked.cpu, asked.gpu, asked.retries), []).append(batch)
+            kinds.setdefault((batch.resources.cpu, batch.resources.gpu), []).append(batch)
         for same in kinds.values():
             self._check(same[0])
-            given = [{"batch": batch.encode(), "store": str(store.root)} for batch in same]
-            relay = _OfBatches(on_progress)
-            self._tune(BatchTrainable, given, _Unhurried(), relay, same[0].resources)
+            # A batch becomes text when its turn comes: that of 100,000 runs would be held twice.
+            given = ({"batch": batch.encode(), "store": str(store.root)} for batch in same)
+            queue, relay = _Queue(given, len(same)), _OfBatches(on_progress)
+            self._tune(BatchTrainable, queue, _Unhurried(), relay, same[0].resources)
 
     def climb(
         self,
@@ -103,10 +103,9 @@ class RayExecutor:
         from raybench.cluster.climb import Brackets, Climber, OfClimbs, configs
 
         self._check(climbs[0].rungs[0])
-        given = [*configs(climbs, store)]
+        queue, relay = _Queue(configs(climbs, store), len(climbs)), OfClimbs(on_progress)
         resources = climbs[0].rungs[0].resources
-        relay, retries = OfClimbs(on_progress), resources.retries
-        self._tune(Climber, given, Brackets(climbs), relay, resources, retries)
+        self._tune(Climber, queue, Brackets(climbs), relay, resources, resources.retries)
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
@@ -116,7 +115,7 @@ class RayExecutor:
     def _tune(
         self,
         trainable: type[tune.Trainable],
-        configs: Sequence[Mapping[str, Any]],
+        queue: _Queue,
         scheduler: FIFOScheduler,
         relay: Relay,
         resources: Resources,
@@ -131,9 +130,9 @@ class RayExecutor:
                 trainable,
                 name="tune",
                 storage_path=str(folder / "tune"),
-                search_alg=_Queue(configs),
+                search_alg=queue,
                 scheduler=scheduler,
-                num_samples=len(configs),
+                num_samples=queue.count,
                 resources_per_trial={"cpu": resources.cpu, "gpu": resources.gpu},
                 callbacks=[relay],
                 stop=_Stop(relay),
@@ -205,11 +204,12 @@ class BatchTrainable(tune.Trainable):  # type: ignore[misc]
 
 
 class _Queue(Searcher):  # type: ignore[misc]
-    """Hands out configs in order; Tune's own grid copies the whole list for each trial."""
+    """Hands out `count` configs in order; Tune's own grid copies the whole list for each trial."""
 
-    def __init__(self, configs: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, configs: Iterator[Mapping[str, Any]], count: int) -> None:
         super().__init__(metric="done", mode="max")
-        self._configs = iter(configs)
+        self._configs = configs
+        self.count = count
 
     def suggest(self, trial_id: str) -> Any:
         return next(self._configs, Searcher.FINISHED)

@@ -360,7 +360,8 @@ class Suite:
         if name is None:
             problems.append(Problem(("procedure",), "no procedure; set base.procedure: train"))
             return None
-        return cast("Procedure | None", build(PROCEDURES, {**fields, "name": name}, (), problems))
+        made = build(PROCEDURES, {**fields, "name": name}, (), problems, shared=False)
+        return cast("Procedure | None", made)
 
     def _located(
         self, option: Option, trial: Mapping[str, Any], found: list[Problem]
