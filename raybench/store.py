@@ -351,7 +351,7 @@ def _asked(folders: Sequence[Path], ask: Callable[[duckdb.DuckDBPyConnection], T
 def _viewed(
     folders: Sequence[Path], tables: Sequence[TableName] = TABLES
 ) -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect()
+    connection = opened()
     create_views(connection, [(folder, listed(folder)) for folder in folders], tables)
     return connection
 
