@@ -108,6 +108,7 @@ class LiveLine:
         self._total = 0
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
         self._lanes: dict[str, int] = {}
         self._share = 0.0
         self._began = time.monotonic()
@@ -135,7 +136,10 @@ class LiveLine:
         """Count what has been stored."""
         self._counts.update(progress.statuses)
         for reason, count in progress.reasons.items():
-            self._reasons[cause(reason)] += count
+            shared = cause(reason)
+            self._reasons[shared] += count
+            if self._examples.setdefault(shared, reason) != reason:
+                self._examples[shared] = shared  # numbers differ, so none of them is told
         self._share = progress.share
         self._lanes[progress.batch_id] = progress.lanes
         if progress.finished:
@@ -175,5 +179,5 @@ class LiveLine:
             parts.append(f"{len(self._lanes)} batches x {max(self._lanes.values())} lanes")
         text = Text("  ".join(parts))
         for reason, count in self._reasons.most_common(3):
-            text.append(f"\n  {count} x {reason}", style="red")
+            text.append(f"\n  {count} x {self._examples[reason]}", style="red")
         return text
