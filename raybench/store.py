@@ -33,6 +33,7 @@ from raybench.parts import (
     listed,
     measured,
     merge,
+    opened,
     readable,
     remove_leftovers,
     remove_sources,
