@@ -72,6 +72,9 @@ def main() -> None:
     """Run the command line; every failure that is the user's ends in a message and its code."""
     if not os.environ.get("RAYBENCH_WARNINGS"):
         warnings.simplefilter("ignore")  # of libraries, to a user who did not write the code
+    if sys.platform == "linux":
+        # Read when pyarrow is imported: millions of rows are read a fifth faster with it.
+        os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
     try:
         app()
     except RaybenchError as error:
