@@ -122,10 +122,13 @@ def measured(what: str, *command: str) -> None:
     with subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL) as process:
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    wall, cpu = time.monotonic() - began, used.ru_utime + used.ru_stime
+    wall = time.monotonic() - began
     if process.returncode:
         raise SystemExit(f"{what}: exit code {process.returncode}")
-    row = f"{what:22} {cpu:6.2f} s CPU  {wall:6.2f} s wall  {used.ru_maxrss / 1024:6.0f} MB"
+    row = (
+        f"{what:22} {used.ru_utime:6.2f} s user  {used.ru_stime:5.2f} s system  "
+        f"{wall:6.2f} s wall  {used.ru_maxrss / 1024:6.0f} MB"
+    )
     sys.stdout.write(row + "\n")
 
 

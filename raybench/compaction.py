@@ -43,11 +43,15 @@ class Compactor:
         self._grace = grace
         self._added: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._levels: dict[int, list[Path]] = defaultdict(list)
+        self._taken: set[Path] = set()
         self._merged: list[tuple[float, Path]] = []  # with the time, oldest first
         self._hurried = False
+        self._before: list[Path] = []
         self._thread = threading.Thread(target=self._work, name="compaction", daemon=True)
 
     def __enter__(self) -> Self:
+        # Listed before any batch begins: from here on there are parts of unfinished ones.
+        self._before = self._store.parts()
         self._thread.start()
         return self
 
@@ -68,7 +72,7 @@ class Compactor:
     def _work(self) -> None:
         try:
             remove_leftovers(self._store.folder)
-            for path in self._store.parts():
+            for path in self._before:
                 self._take(path)
             while (part := self._added.get()) is not None:
                 path = self._store.folder / "runs" / f"part-{part}.parquet"
@@ -81,13 +85,14 @@ class Compactor:
 
     def _take(self, path: Path) -> None:
         """Note a part, and merge those of its level if they are enough."""
+        if path in self._taken:
+            return
+        self._taken.add(path)
         beside = self._store.folder / "metrics" / path.name
         size = path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
         if size > _LARGEST:
             return
         level = self._levels[_level(path)]
-        if path in level:
-            return
         level.append(path)
         if len(level) >= FAN_IN and not self._hurried:
             sources, level[:] = list(level), []

@@ -62,6 +62,13 @@ def readable(path: Path) -> bool:
     return True
 
 
+def opened() -> duckdb.DuckDBPyConnection:
+    """Return a connection that prints nothing: a bar on standard output would break its readers."""
+    connection = duckdb.connect()
+    connection.execute("set enable_progress_bar = false")
+    return connection
+
+
 def merge(folder: Path, parts: Sequence[Path], level: int) -> Path:
     """Write the rows of some parts of `runs`, and of what lies beside them, as one part.
 
@@ -75,7 +82,8 @@ def merge(folder: Path, parts: Sequence[Path], level: int) -> Path:
     sources = [(path.name, _written(path)) for path in parts]
     name = f"{MERGED}{level}-{_digest(path.name for path in parts)}.parquet"
     footer = json.dumps(sources).replace("'", "''")
-    with duckdb.connect(config={"threads": 1}) as connection:
+    with opened() as connection:
+        connection.execute("set threads = 1")  # the cores belong to the runs
         create_views(connection, [(folder, parts)])
         for table in ("metrics", "arrays", "runs"):  # `runs` last: it makes the others count
             target = folder / table / name
@@ -163,7 +171,7 @@ def measured(folder: Path, name: TableName, run_ids: pa.Table) -> pa.Table:
     schema = SCHEMAS[name]
     coded = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     found: list[pa.Table] = []
-    with duckdb.connect() as connection:
+    with opened() as connection:
         create_views(connection, [(folder, listed(folder))], ("runs",))
         connection.register("_wanted", run_ids)
         owners = connection.execute(

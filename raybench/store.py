@@ -32,6 +32,7 @@ from raybench.parts import (
     listed,
     measured,
     merge,
+    opened,
     readable,
     remove_leftovers,
     remove_sources,
@@ -339,7 +340,7 @@ def _asked(folders: Sequence[Path], ask: Callable[[duckdb.DuckDBPyConnection], T
 def _viewed(
     folders: Sequence[Path], tables: Sequence[TableName] = TABLES
 ) -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect()
+    connection = opened()
     create_views(connection, [(folder, listed(folder)) for folder in folders], tables)
     return connection
 

@@ -6,9 +6,10 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from raybench import analysis
-from raybench.analysis import figures_for, peak, style
+from raybench.analysis import figures_for, generic, peak, rows, style
 from raybench.analysis.figure import (
     Claim,
     Figure,
@@ -409,6 +410,57 @@ def test_generic_without_anything_that_varies(tmp_path):
     saved = pd.read_csv(done.csv)
     assert saved.loc[saved["metric"] == "test.error", "value_mean"].iloc[0] == pytest.approx(0.4)
     assert curves.missing == "no rows"
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_learning_curves_are_the_quartiles_of_each_cell(coded):
+    draw = np.random.default_rng(0)
+    runs = pd.DataFrame(
+        {
+            "run_id": [f"run{i}" for i in range(30)],
+            "seed": range(30),
+            "status": "done",
+            "label.case": ["a", "b", "c"] * 10,
+        }
+    )
+    cells = [
+        (f"run{i}", step, split, metric)
+        for i in draw.permutation(33)  # three of them belong to no run
+        for step in (0, 10, 100)[: 1 + i % 3]
+        for split, metric in (("train", "loss"), ("test", "loss"), ("test", "error"))
+    ]
+    metrics = pd.DataFrame(cells, columns=["run_id", "step", "split", "metric"])
+    metrics["value"] = draw.normal(size=len(metrics))
+    metrics.loc[::7, "value"] = np.nan
+    long = metrics.merge(runs, on="run_id").assign(
+        metric=lambda m: m["split"] + "." + m["metric"], series=lambda m: m["label.case"]
+    )
+    cell = long.dropna(subset="value").groupby(["metric", "series", "step"])["value"]
+    if coded:
+        metrics = metrics.astype(dict.fromkeys(["run_id", "split", "metric"], "category"))
+    found = generic.data_curves(Tables(runs, metrics)).set_index(["metric", "series", "step"])
+    for column, share in (("quarter", 0.25), ("median", 0.5), ("three_quarters", 0.75)):
+        expected = cell.quantile(share)
+        assert list(found.index) == list(expected.index)
+        np.testing.assert_allclose(found[column], expected)
+    assert list(found["runs"]) == list(cell.size())
+
+
+def test_generic_of_many_runs_keeps_means_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(generic, "MAX_ROWS", 1000)
+    monkeypatch.setattr(rows, "MANY", 5)
+    runs = double_descent(seeds=40)
+    [final, _] = render(generic.FIGURES, Tables(runs, NO_METRICS), tmp_path)
+    data = pd.read_csv(final.csv)
+    assert "value" not in data
+    assert len(data) < len(runs)
+    picked = data[(data["metric"] == "test.error") & (data["setting"] == "model.width")]
+    own = runs.groupby("config.model.width")["summary.test.error"]
+    np.testing.assert_allclose(picked.set_index("x")["value_mean"].sort_index(), own.mean())
+    low, _ = stats.t.interval(0.95, 79, own.mean(), own.sem())
+    np.testing.assert_allclose(picked.set_index("x")["value_low"].sort_index(), low)
+    assert "t interval over 80 runs" in final.caption or "over 80 to" in final.caption
+    assert "The CSV holds the means" in final.caption
 
 
 def test_generic_names_what_it_leaves_out(tmp_path):

@@ -232,14 +232,16 @@ def _quartiles(metrics: pd.DataFrame, run_ids: pd.Series, series: pd.Series) -> 
         metrics[column].astype("category").array for column in ("split", "metric", "run_id")
     )
     lines = pd.Categorical(series)
-    line_of = pd.Series(lines.codes.astype(np.int64), index=run_ids).groupby(level=0).first()
+    line_of = pd.Series(lines.codes.astype(np.int32), index=run_ids).groupby(level=0).first()
     line = line_of.reindex(owner.categories, fill_value=-1).to_numpy()[owner.codes]
     place, steps = pd.factorize(metrics["step"], sort=True)
     shape = (len(split.categories), len(name.categories), len(lines.categories), len(steps))
     values = metrics["value"].to_numpy(dtype=float)
-    group = split.codes.astype(np.int32)
+    wide = np.int32 if math.prod(shape) < 2**31 else np.int64
+    group = split.codes.astype(wide)
     for codes, length in zip((name.codes, line, place), shape[1:], strict=True):
-        group = group * length + codes
+        group *= length
+        group += codes.astype(wide, copy=False)
     kept = (line >= 0) & ~np.isnan(values)
     if not kept.any():
         raise Missing("no metrics of these runs")
@@ -265,7 +267,8 @@ def _quartiles(metrics: pd.DataFrame, run_ids: pd.Series, series: pd.Series) -> 
         exact = first + share * (count - 1)
         below = np.floor(exact).astype(np.int64)
         above = values[np.ceil(exact).astype(np.int64)]
-        table[column] = values[below] + (above - values[below]) * (exact - below)
+        with np.errstate(invalid="ignore"):  # between infinite values there is nothing
+            table[column] = values[below] + (above - values[below]) * (exact - below)
     table["runs"] = count
     return table.sort_values(["metric", "series", "step"], ignore_index=True)
 
