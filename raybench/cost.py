@@ -26,9 +26,7 @@ def seconds(procedures: Mapping[str, Procedure], known: Mapping[str, float]) -> 
     """
     keys = list(procedures)
     guessed = {key: each.operations() / _RATE for key, each in procedures.items()}
-    measured = [
-        place for place, key in enumerate(keys) if key in known and math.isfinite(known[key])
-    ]
+    measured = [place for place, key in enumerate(keys) if 0 < known.get(key, 0) < math.inf]
     found: dict[str, float] = {}
     for place, key in enumerate(keys):
         # The nearest on both sides, since neighbours in a suite differ in the fewest settings.
