@@ -29,9 +29,7 @@ def seconds(procedures: Mapping[str, Procedure], known: Mapping[str, float]) -> 
     if any(count is None for count in counted.values()):  # only one kind can be compared
         counted = {key: each.rough_operations() for key, each in procedures.items()}
     guessed = {key: (count or 1.0) / _RATE for key, count in counted.items()}
-    measured = [
-        place for place, key in enumerate(keys) if key in known and math.isfinite(known[key])
-    ]
+    measured = [place for place, key in enumerate(keys) if 0 < known.get(key, 0) < math.inf]
     found: dict[str, float] = {}
     for place, key in enumerate(keys):
         # The nearest on both sides, since neighbours in a suite differ in the fewest settings.

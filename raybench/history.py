@@ -48,8 +48,8 @@ def measured(root: Path, suite: str, runs: Sequence[Planned]) -> dict[str, float
     walls = dict(zip(ended["run_id"], ended["wall_s"], strict=True))
     found: dict[str, list[float]] = {}
     for planned in runs:
-        wall = walls.get(planned.run.run_id)
-        if wall is not None:
+        wall = walls.get(planned.run.run_id, 0.0)
+        if wall > 0:  # results that were imported have no times
             found.setdefault(planned.run.batch_key, []).append(wall)
     return {key: sum(each) / len(each) for key, each in found.items()}
 

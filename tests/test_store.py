@@ -519,5 +519,5 @@ def test_others_can_read_the_parts(store: SuiteStore) -> None:
     assert list(values) == [2.0]
     store.compact(at_least=2)
     (merged,) = (store.folder / "metrics").glob("*.parquet")
-    assert re.fullmatch(r"part-all-\d+-[0-9a-f]{16}\.parquet", merged.name)
+    assert re.fullmatch(r"part-all-1-[0-9a-f]{16}\.parquet", merged.name)
     assert sorted(pd.read_parquet(merged)["run_id"]) == ["r1", "r2"]
