@@ -5,6 +5,7 @@ Only the order and the size of batches, and what is told of the time that is lef
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Final
@@ -12,6 +13,13 @@ from typing import Final
 from raybench.procedures import Procedure
 
 _RATE: Final = 2e10  # operations a second of one core on small networks
+
+
+def operations(procedure: Procedure) -> float | None:
+    """Return a run's operations; None if they are not known, or its model cannot be built."""
+    with contextlib.suppress(Exception):  # carrying the run out says why, in its row
+        return procedure.operations()
+    return None
 
 
 def seconds(procedures: Mapping[str, Procedure], known: Mapping[str, float]) -> dict[str, float]:
@@ -25,7 +33,7 @@ def seconds(procedures: Mapping[str, Procedure], known: Mapping[str, float]) -> 
         known: measured seconds by batch key.
     """
     keys = list(procedures)
-    counted = {key: each.operations() for key, each in procedures.items()}
+    counted = {key: operations(each) for key, each in procedures.items()}
     if any(count is None for count in counted.values()):  # only one kind can be compared
         counted = {key: each.rough_operations() for key, each in procedures.items()}
     guessed = {key: (count or 1.0) / _RATE for key, count in counted.items()}

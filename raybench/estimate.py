@@ -166,7 +166,7 @@ def _measure(
 
 def _counted(absent: Mapping[str, Planned], resources: Resources) -> dict[str, float]:
     """Return the seconds of a run by batch key, for keys whose operations can be counted."""
-    operations = {key: planned.run.procedure.operations() for key, planned in absent.items()}
+    operations = {key: cost.operations(each.run.procedure) for key, each in absent.items()}
     known = {key: count for key, count in operations.items() if count is not None}
     if not known:
         return {}
