@@ -230,6 +230,7 @@ def _render_one(name: str, figure: Figure, tables: Tables, folder: Path) -> Rend
                 name, figure.title, figure.caption, missing=str(error), verdicts=found.verdicts
             )
         _whole(svg, lambda path: picture.savefig(path, format="svg", metadata={"Date": None}))
+        picture.set_layout_engine("none")  # the places found once serve both files
         _whole(png, lambda path: picture.savefig(path, format="png"))
     extra = []
     for suffix, text in (figure.tables(data) if figure.tables else {}).items():

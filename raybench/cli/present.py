@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -148,10 +149,11 @@ def _name_of(file: Path) -> str:
 
 
 def _tables(store: Path, suite: str, scale: str | None) -> Tables:
-    from raybench.analysis.figure import Tables
     from raybench.store import scales, table
 
     runs, metrics = table(store, suite, scale=scale), table(store, suite, "metrics", scale)
+    from raybench.analysis.figure import Tables
+
     known = scales(store, suite)
     chosen = scale or known[0]
     if PUBLISHED not in known or chosen == PUBLISHED:
@@ -179,7 +181,10 @@ def _render(
 
     chosen = scale or scales(store, suite)[0]
     folder = store / suite / "figures" / chosen
-    return render(_figures(store, suite, using), _tables(store, suite, scale), folder)
+    with ThreadPoolExecutor(1) as reader:  # while the figures' modules are imported
+        tables = reader.submit(_tables, store, suite, scale)
+        wanted = _figures(store, suite, using)
+        return render(wanted, tables.result(), folder)
 
 
 def _write_report(

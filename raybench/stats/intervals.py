@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy  # its parts are imported when used: scipy.stats takes half a second
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 Floats = NDArray[np.float64]
 Method = Literal["bootstrap", "t"]
@@ -75,8 +75,9 @@ def mean_interval(
     if np.ptp(sample) == 0.0:
         return Interval(mean, mean, mean, sample.size, f"{name} interval of equal values")
     if method == "t":
-        low, high = stats.t.interval(level, sample.size - 1, mean, stats.sem(sample))
-        return Interval(mean, float(low), float(high), sample.size, f"{name} t interval")
+        quantile = float(scipy.special.stdtrit(sample.size - 1, (1.0 + level) / 2.0))
+        half = quantile * float(sample.std(ddof=1)) / math.sqrt(sample.size)
+        return Interval(mean, mean - half, mean + half, sample.size, f"{name} t interval")
     kind = "BCa"
     low, high = _bootstrap_mean(sample, level, kind, resamples, seed)
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -89,8 +90,8 @@ def _bootstrap_mean(
     sample: Floats, level: float, kind: str, resamples: int, seed: int
 ) -> tuple[float, float]:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        result = stats.bootstrap(
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+        result = scipy.stats.bootstrap(
             (sample,),
             np.mean,
             confidence_level=level,
@@ -143,7 +144,7 @@ def deviation_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     free = sample.size - 1
     deviation = float(sample.std(ddof=1))
     tail = (1.0 - level) / 2.0
-    low, high = np.sqrt(free / stats.chi2.ppf([1.0 - tail, tail], free))
+    low, high = np.sqrt(free / scipy.stats.chi2.ppf([1.0 - tail, tail], free))
     name = f"{_percent(level)} chi-squared interval"
     return Interval(deviation, deviation * float(low), deviation * float(high), sample.size, name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scipy import stats
+import scipy
 
 MOST = 1_000_000
 """More seeds than this are as good as never."""
@@ -23,12 +23,12 @@ def paired_power(effect: float, seeds: int, alpha: float = 0.05) -> float:
     """
     if seeds < 2:
         return 0.0
-    critical = float(stats.t.ppf(1.0 - alpha / 2.0, seeds - 1))
+    critical = float(scipy.stats.t.ppf(1.0 - alpha / 2.0, seeds - 1))
     shift = abs(effect) * math.sqrt(seeds)
     if shift > critical + 12.0:  # scipy's noncentral t gives nan far out, where power is 1
         return 1.0
-    above = float(stats.nct.sf(critical, seeds - 1, shift))
-    return above + float(stats.nct.cdf(-critical, seeds - 1, shift))
+    above = float(scipy.stats.nct.sf(critical, seeds - 1, shift))
+    return above + float(scipy.stats.nct.cdf(-critical, seeds - 1, shift))
 
 
 def seeds_needed(effect: float, power: float = 0.8, alpha: float = 0.05) -> float:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from raybench.stats.intervals import (
     LEVEL,
@@ -45,7 +45,7 @@ def mean_ranks(
     for problem in range(table.shape[1]):
         whole = table[:, problem, ~np.isnan(table[:, problem]).any(axis=0)]
         if whole.shape[1]:
-            blocks.append(stats.rankdata(whole, axis=0))
+            blocks.append(scipy.stats.rankdata(whole, axis=0))
     if not blocks:
         empty = Interval(math.nan, math.nan, math.nan, 0, "no interval: no whole block")
         return [empty] * table.shape[0]
@@ -108,7 +108,7 @@ def friedman(scores: ArrayLike) -> Friedman:
             f"Friedman's test needs whole blocks, at least 2, of at least 2 methods; given {k} "
             f"methods in {n} blocks with {int(np.isnan(table).sum())} missing: leave those out"
         )
-    ranks = stats.rankdata(table, axis=0)
+    ranks = scipy.stats.rankdata(table, axis=0)
     means = ranks.mean(axis=1)
     ties = sum(float((counts**3 - counts).sum()) for counts in map(_repeats, table.T))
     spread = 1.0 - ties / (n * k * (k * k - 1))
@@ -118,8 +118,8 @@ def friedman(scores: ArrayLike) -> Friedman:
     chi2 = max(plain, 0.0) / spread
     rest = n * (k - 1) - chi2
     f = (n - 1) * chi2 / rest if rest > 1e-9 * chi2 else math.inf
-    f_p = float(stats.f.sf(f, k - 1, (k - 1) * (n - 1)))
-    return Friedman(tuple(means.tolist()), chi2, float(stats.chi2.sf(chi2, k - 1)), f, f_p, n)
+    f_p = float(scipy.stats.f.sf(f, k - 1, (k - 1) * (n - 1)))
+    return Friedman(tuple(means.tolist()), chi2, float(scipy.stats.chi2.sf(chi2, k - 1)), f, f_p, n)
 
 
 def _repeats(column: Floats) -> Floats:
@@ -134,7 +134,7 @@ def nemenyi_difference(methods: int, blocks: int, alpha: float = 0.05) -> float:
     """
     if methods < 2 or blocks < 1:
         raise ValueError(f"a difference needs 2 methods and 1 block, not {methods} and {blocks}")
-    q = float(stats.studentized_range.ppf(1.0 - alpha, methods, np.inf)) / math.sqrt(2.0)
+    q = float(scipy.stats.studentized_range.ppf(1.0 - alpha, methods, np.inf)) / math.sqrt(2.0)
     return q * math.sqrt(methods * (methods + 1) / (6.0 * blocks))
 
 
@@ -172,7 +172,7 @@ def signed_rank(a: ArrayLike, b: ArrayLike) -> float:
     difference = difference[~np.isnan(difference)]
     if not difference.any():
         return 1.0
-    return float(stats.wilcoxon(difference).pvalue)
+    return float(scipy.stats.wilcoxon(difference).pvalue)
 
 
 def holm(p_values: ArrayLike) -> Floats:
