@@ -205,7 +205,7 @@ def batches(
     for seconds, part in found:
         ids: Json = [planned.run.run_id for planned in part]
         name = digest(ids)
-        alike = len(groups[part[0].run.batch_key]) / max(slots, 1)
+        alike = max(len(groups[part[0].run.batch_key]) / max(slots, 1), len(part))
         made.append(
             Batch(name, suite, scale, tuple(part), resources, fresh, seconds=seconds, alike=alike)
         )

@@ -79,16 +79,10 @@ def lanes(batch: Batch, waiting: Sequence[Planned], device: torch.device) -> int
     return math.ceil(len(waiting) / groups)  # of equal size, rather than a small one at the end
 
 
-def compiling(batch: Batch, group: int, waiting: int) -> Compiling:
-    """Return what a group is told about compiling its steps.
-
-    Args:
-        batch: the group's.
-        group: how many runs it has.
-        waiting: how many runs of the batch come after it.
-    """
+def compiling(batch: Batch, group: int) -> Compiling:
+    """Return what a group of so many runs is told about compiling its steps."""
     later = batch.alike - _trained[batch.runs[0].run.batch_key] - group
-    return Compiling(batch.resources.compile, max(later, waiting), batch.wall_s)
+    return Compiling(batch.resources.compile, max(later, 0), batch.wall_s)
 
 
 def remember_trained(batch: Batch, group: int, compiled: int) -> None:

@@ -127,7 +127,7 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
             except WallLimit:
                 width = 1  # the run itself will show it, as its row
             group, waiting = waiting[:width], waiting[width:]
-            for rows in _run_group(batch, group, engine, journal, len(waiting)):
+            for rows in _run_group(batch, group, engine, journal):
                 tables.runs.append(runs_table(rows.runs))
                 tables.metrics.append(metrics_table(rows.metrics))
                 if rows.arrays["run_id"]:
@@ -183,7 +183,7 @@ class _Failed:
 
 
 def _run_group(
-    batch: Batch, group: Sequence[Planned], engine: str, journal: Journal, waiting: int
+    batch: Batch, group: Sequence[Planned], engine: str, journal: Journal
 ) -> Iterator[_Rows]:
     """Yield the rows of a group; one that fails is split until the runs at fault are alone."""
     started = dt.datetime.now(dt.UTC)
@@ -193,7 +193,7 @@ def _run_group(
     journal.begin(_ids(group))
     try:
         with deadline(batch.wall_s, journal.dump):
-            accounts = _execute(batch, group, waiting)
+            accounts = _execute(batch, group)
     except Exception as error:  # noqa: BLE001  (any failure of a run is a row with its reason)
         if len(group) == 1:
             accounts = [_Failed(reason(error), "".join(traceback.format_exception(error))[-8000:])]
@@ -208,7 +208,7 @@ def _run_group(
             gc.collect()
             torch.cuda.empty_cache()
         for piece in pieces(group, count):
-            yield from _run_group(batch, piece, engine, journal, waiting)
+            yield from _run_group(batch, piece, engine, journal)
         return
     wall = (time.perf_counter() - clock) / len(group)
     shared = {
@@ -230,10 +230,10 @@ def _ids(runs: Sequence[Planned]) -> list[str]:
     return [planned.run.run_id for planned in runs]
 
 
-def _execute(batch: Batch, group: Sequence[Planned], waiting: int) -> list[Account]:
+def _execute(batch: Batch, group: Sequence[Planned]) -> list[Account]:
     procedure = group[0].run.procedure
     device = sizing.device_for(batch)
-    compiling = sizing.compiling(batch, len(group), waiting)
+    compiling = sizing.compiling(batch, len(group))
     lanes = Lanes(len(group), device=device, dtype=DTYPES[procedure.dtype], compiling=compiling)
     recorder = Recorder(lanes)
     procedure.execute(lanes, [planned.run for planned in group], recorder)
