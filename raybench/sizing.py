@@ -41,7 +41,7 @@ class _Knowledge:
     Attributes:
         seconds: a lane and step, by lanes.
         limit: the most lanes at once.
-        compiled: with how many a compiled step was made; 0 for none.
+        compiled: the most with which a compiled step was taken; 0 for none.
         tight: what did not fit in memory, for the log of the runs that follow; else empty.
     """
 
@@ -72,9 +72,9 @@ def lanes(batch: Batch, waiting: Sequence[Planned], device: torch.device) -> int
     most = min(len(waiting), known.limit)
     if most == 1:
         return 1
-    if 0 < known.compiled <= most:
-        return known.compiled
     best = min(_best(known, waiting, most, device, batch), most)
+    if best <= 2 * known.compiled and known.compiled <= most:
+        return known.compiled
     groups = math.ceil(len(waiting) / best)
     return math.ceil(len(waiting) / groups)  # of equal size, rather than a small one at the end
 
@@ -89,7 +89,8 @@ def remember_trained(batch: Batch, group: int, compiled: int) -> None:
     """Note that a group has ended, and the number of lanes that its steps were compiled for."""
     _trained[batch.runs[0].run.batch_key] += group
     if compiled:
-        _knowledge(batch, device_for(batch)).compiled = compiled
+        known = _knowledge(batch, device_for(batch))
+        known.compiled = max(known.compiled, compiled)
 
 
 def remember_limit(batch: Batch, lanes: int, why: str = "") -> None:

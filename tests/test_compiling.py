@@ -198,6 +198,7 @@ def test_auto_asks_whether_it_pays(
     train(procedure(), Compiling("auto", runs=9_000, within=10.0))  # no time for it
     train(procedure(stop={"wall": "1h"}), Compiling("auto", runs=9_000))  # would count as training
     assert not graphs
+    assert caplog.text.count("not compiled: 24 are expected, of 1e+03 ms each") == 1
     train(procedure(), Compiling("auto", runs=9_000))
     assert len(graphs) == 1
     assert "500 ms compiled and 1e+03 ms as it is" in caplog.text
@@ -316,8 +317,13 @@ def test_groups_are_as_wide_as_what_is_compiled(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sizing, "_known", {})
     runs = [Planned(Run(procedure(), Seed(place)), {}) for place in range(8)]
     [batch] = batches(runs, suite="s", scale="d", resources=Resources(batch=8), slots=1)
+    monkeypatch.setattr(sizing, "_best", lambda *args: 8)
+    sizing.remember_trained(batch, 3, 3)  # a rest of a batch, or lanes that had narrowed
+    assert sizing.lanes(batch, runs, torch.device("cpu")) == 8
     sizing.remember_trained(batch, 5, 5)
+    sizing.remember_trained(batch, 3, 3)
     assert sizing.lanes(batch, runs, torch.device("cpu")) == 5
+    assert sizing.lanes(batch, runs[:4], torch.device("cpu")) == 4
 
 
 @pytest.mark.slow  # a compiler takes seconds, minutes on a busy machine

@@ -48,6 +48,8 @@ class _Kind:
         timed: how many were timed.
         function: one that is compiled.
         result: what it returns, with nothing in its tensors.
+        nodes: operations of its graph; 0 if it was not traced yet.
+        refused: whether it was said that compiling would not pay.
         settled: whether it is known what to do: to use the function, or to do without if it has
             none.
     """
@@ -56,6 +58,8 @@ class _Kind:
     timed: int = 0
     function: Function | None = None
     result: Any = None
+    nodes: int = 0
+    refused: bool = False
     settled: bool = False
 
 
@@ -211,7 +215,8 @@ class Advance:
         if shape not in self._seen:
             tensors, _ = flatten(self._arguments(at, x, y, 1.0))
             kinds: Json = [[str(t.dtype), [*t.shape], [*t.stride()]] for t in tensors]
-            key = digest([self._form, str(self._lanes.device), kinds])
+            names: Json = [*(at.masks or {})]
+            key = digest([self._form, str(self._lanes.device), names, kinds])
             self._seen[shape] = _Seen(_kinds.setdefault(key, _Kind()))
         return self._seen[shape]
 
@@ -230,14 +235,25 @@ class Advance:
                 return False  # the group's time is for its runs
             return compiling.pays(steps, kind.seconds, seconds, past.saved())
 
-        if past.broken or not (always or worth(0)):
+        if past.broken:
+            return
+        if not always and not worth(kind.nodes):
+            if not kind.refused:
+                kind.refused = True
+                _log.info(
+                    "%d lanes: steps are not compiled: %.6g are expected, of %.3g ms each",
+                    self._lanes.size,
+                    steps,
+                    1e3 * kind.seconds,
+                )
             return
         # Whatever happens from here on, even the end of the group's time, is not tried again.
         kind.settled = True
         try:
             function, tensors, results = self.function(at, *rest)
             graph = compiling.traced(function, tensors)
-            if not always and not worth(compiling.nodes(graph)):
+            kind.nodes = compiling.nodes(graph)
+            if not always and not worth(kind.nodes):
                 kind.settled = False
                 return
             result = _hollow(results[-1])
@@ -257,7 +273,7 @@ class Advance:
             self._lanes.size,
             1e3 * after,
             1e3 * before,
-            past.rates[-1] * compiling.nodes(graph),
+            past.rates[-1] * kind.nodes,
             steps,
             "compiled from here on" if used else "not compiled",
         )

@@ -74,8 +74,7 @@ class Stepper:
             rule: what to go by instead of `rule`; equal but for Hypers.
         """
         if self.foreign:
-            assert isinstance(factor, float)
-            return self._update_each(grads, state, params, factor)
+            return self._update_each(grads, state, params, float(factor))
         rule = rule or self.rule
 
         def one(rule: Optimizer, grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
