@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -106,6 +106,23 @@ class Clock:
         return before + self.steps * self.seconds_per_step() + self.recordings * record
 
 
+class Compiling(NamedTuple):
+    """What a group is told about compiling its steps.
+
+    Attributes:
+        mode: `on` compiles whatever can be, `auto` only what is expected to pay, `off` nothing.
+        runs: that this process is expected to train after those of the group, of the same kind.
+        within: how long the group may take, in seconds; None for as long as it likes.
+    """
+
+    mode: Literal["auto", "on", "off"] = "off"
+    runs: float = 0.0
+    within: float | None = None
+
+
+_NEVER = Compiling()
+
+
 class Lanes:
     """K runs that train together.
 
@@ -115,8 +132,10 @@ class Lanes:
         dtype: the floating-point type of everything that is trained.
         clock: counts gradient steps.
         exact: whether lanes are looped over instead of fused; None for "in float64".
+        compiling: whether steps are compiled.
 
     Attributes:
+        compiled: the most lanes with which a compiled step was taken; 0 for none.
         lifted: whether stacked values have a leading axis K; not so for one lane that is not exact.
         fused: whether they do and are worked on together.
         members: which of the lanes that it began with are left; see `narrow`.
@@ -130,6 +149,7 @@ class Lanes:
         dtype: torch.dtype = torch.float32,
         clock: Clock | None = None,
         exact: bool | None = None,
+        compiling: Compiling = _NEVER,
     ) -> None:
         if size < 1:
             raise ValueError(f"a group has at least one lane, not {size}")
@@ -138,6 +158,8 @@ class Lanes:
         self.device = torch.device(device)
         self.dtype = dtype
         self.clock = clock or Clock()
+        self.compiling = compiling
+        self.compiled = 0
         self._exact = dtype == torch.float64 if exact is None else exact
         self.lifted = size > 1 or self._exact
         self.fused = self.lifted and not self._exact
@@ -206,8 +228,8 @@ class Lanes:
             for start in range(0, self.size, max(most, 1)):
                 some = _rows(args, slice(start, start + max(most, 1)))
                 parts.append(fn(*some, **kwargs))
-            leaves = [_flatten(part)[0] for part in parts]
-            return cast("R", _refill(parts, [torch.cat(own) for own in zip(*leaves, strict=True)]))
+            leaves = [flatten(part)[0] for part in parts]
+            return cast("R", refill(parts, [torch.cat(own) for own in zip(*leaves, strict=True)]))
 
         return blocked
 
@@ -311,16 +333,16 @@ class _Each:
 
 def _fused(fn: Callable[A, R]) -> Callable[A, R]:
     def lifted(*args: A.args, **kwargs: A.kwargs) -> R:
-        leaves, restore = _flatten(args)
+        leaves, restore = flatten(args)
         shape: list[R] = []
 
         def one(*parts: Tensor) -> tuple[Tensor, ...]:
             # vmap sees flat tuples of tensors only: its own walk over nested values is slow.
             result = fn(*restore(parts), **kwargs)
             shape.append(result)
-            return tuple(_flatten(result)[0])
+            return tuple(flatten(result)[0])
 
-        return cast("R", _refill(shape, vmap(one, randomness="error")(*leaves)))
+        return cast("R", refill(shape, vmap(one, randomness="error")(*leaves)))
 
     return lifted
 
@@ -355,14 +377,14 @@ def _rebuild(
     return value
 
 
-def _flatten(value: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+def flatten(value: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
     """Return the tensor leaves of `value`, and what puts others in their place."""
     leaves: list[Tensor] = []
     _rebuild(value, leaves.append)
-    return leaves, lambda parts: _refill([value], parts)
+    return leaves, lambda parts: refill([value], parts)
 
 
-def _refill(shape: Sequence[Any], parts: Sequence[Tensor]) -> Any:
+def refill(shape: Sequence[Any], parts: Sequence[Tensor]) -> Any:
     """Return `shape[0]` with its tensor leaves replaced by `parts`, in order."""
     rest = iter(parts)
     return _rebuild(shape[0], lambda _: next(rest))

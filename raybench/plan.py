@@ -40,6 +40,7 @@ class Batch:
         session: whose journal tells which runs are in flight; empty for none.
         wall_s: how long a group may take, in seconds; None for as long as it likes.
         seconds: what one of its runs is expected to take.
+        alike: runs with its batch key that one slot is expected to carry out, in all batches.
     """
 
     batch_id: str
@@ -52,6 +53,7 @@ class Batch:
     session: str = ""
     wall_s: float | None = None
     seconds: float = field(default=0.0, compare=False)
+    alike: float = field(default=0.0, compare=False)
 
     def encode(self) -> str:
         """Return the batch as JSON: what crosses to a worker instead of pickled code."""
@@ -64,6 +66,7 @@ class Batch:
                 "suspect": self.suspect,
                 "session": self.session,
                 "wall_s": self.wall_s,
+                "alike": self.alike,
                 "code": allowed(),
                 "resources": self.resources.model_dump(),
                 "runs": [
@@ -121,6 +124,7 @@ def decode(text: str) -> Batch:
         form["suspect"],
         form["session"],
         form["wall_s"],
+        alike=form["alike"],
     )
 
 
@@ -201,7 +205,10 @@ def batches(
     for seconds, part in found:
         ids: Json = [planned.run.run_id for planned in part]
         name = digest(ids)
-        made.append(Batch(name, suite, scale, tuple(part), resources, fresh, seconds=seconds))
+        alike = max(len(groups[part[0].run.batch_key]) / max(slots, 1), len(part))
+        made.append(
+            Batch(name, suite, scale, tuple(part), resources, fresh, seconds=seconds, alike=alike)
+        )
     return made
 
 

@@ -10,6 +10,7 @@ import logging
 import math
 import resource
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Final
 
 import torch
 
-from raybench.lanes import Clock, Lanes
+from raybench.lanes import Clock, Compiling, Lanes
 from raybench.plan import Batch
 from raybench.procedures.base import DTYPES
 from raybench.record import Recorder
@@ -40,16 +41,19 @@ class _Knowledge:
     Attributes:
         seconds: a lane and step, by lanes.
         limit: the most lanes at once.
+        compiled: the most with which a compiled step was taken; 0 for none.
         tight: what did not fit in memory, for the log of the runs that follow; else empty.
     """
 
     seconds: dict[int, float] = field(default_factory=dict)
     limit: int = max(CANDIDATES)
+    compiled: int = 0
     tight: str = ""
 
 
 _known: dict[tuple[str, str], _Knowledge] = {}
 _warm: set[str] = set()
+_trained: Counter[str] = Counter()  # runs that this process has carried out, by batch key
 
 
 def device_for(batch: Batch) -> torch.device:
@@ -69,8 +73,24 @@ def lanes(batch: Batch, waiting: Sequence[Planned], device: torch.device) -> int
     if most == 1:
         return 1
     best = min(_best(known, waiting, most, device, batch), most)
+    if best <= 2 * known.compiled and known.compiled <= most:
+        return known.compiled
     groups = math.ceil(len(waiting) / best)
     return math.ceil(len(waiting) / groups)  # of equal size, rather than a small one at the end
+
+
+def compiling(batch: Batch, group: int) -> Compiling:
+    """Return what a group of so many runs is told about compiling its steps."""
+    later = batch.alike - _trained[batch.runs[0].run.batch_key] - group
+    return Compiling(batch.resources.compile, max(later, 0), batch.wall_s)
+
+
+def remember_trained(batch: Batch, group: int, compiled: int) -> None:
+    """Note that a group has ended, and the number of lanes that its steps were compiled for."""
+    _trained[batch.runs[0].run.batch_key] += group
+    if compiled:
+        known = _knowledge(batch, device_for(batch))
+        known.compiled = max(known.compiled, compiled)
 
 
 def remember_limit(batch: Batch, lanes: int, why: str = "") -> None:

@@ -233,9 +233,11 @@ def _ids(runs: Sequence[Planned]) -> list[str]:
 def _execute(batch: Batch, group: Sequence[Planned]) -> list[Account]:
     procedure = group[0].run.procedure
     device = sizing.device_for(batch)
-    lanes = Lanes(len(group), device=device, dtype=DTYPES[procedure.dtype])
+    compiling = sizing.compiling(batch, len(group))
+    lanes = Lanes(len(group), device=device, dtype=DTYPES[procedure.dtype], compiling=compiling)
     recorder = Recorder(lanes)
     procedure.execute(lanes, [planned.run for planned in group], recorder)
+    sizing.remember_trained(batch, len(group), lanes.compiled)
     return recorder.accounts()
 
 

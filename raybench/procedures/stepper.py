@@ -11,6 +11,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from raybench.lanes import Lanes, Params
 from raybench.optim import ForeignOptimizer, Optimizer
+from raybench.optim.numbers import Rate
 
 _ALL = "all"
 
@@ -25,15 +26,19 @@ class Stepper:
     Args:
         lanes: the runs' lanes.
         optimizers: one for each run, of one class, equal but for Hyper fields.
+
+    Attributes:
+        foreign: whether they are `torch.optim` objects, which write in place.
+        rule: all of them as one, if they are not.
     """
 
     def __init__(self, lanes: Lanes, optimizers: Sequence[Optimizer]) -> None:
         self._lanes = lanes
         self._own = list(optimizers)
         first = optimizers[0]
-        self._foreign = isinstance(first, ForeignOptimizer)
-        self._flat = first.elementwise and not self._foreign
-        self._rule = first if self._foreign else lanes.stack(optimizers)
+        self.foreign = isinstance(first, ForeignOptimizer)
+        self._flat = first.elementwise and not self.foreign
+        self.rule = first if self.foreign else lanes.stack(optimizers)
         self._init = lanes.map(lambda rule, params: rule.init(params))
         self._own_evaluation: Callable[..., Params] | None = None
         if type(first).evaluated is not Optimizer.evaluated:
@@ -41,48 +46,77 @@ class Stepper:
 
     def init(self, params: Params) -> Any:
         """Return the state before the first step."""
-        if self._foreign:
+        if self.foreign:
             # Foreign optimizers write in place: each lane gets weights of its own.
             own = self._lanes.each(lambda k, lane: _cloned(lane), params)
             made = [rule.init(lane) for rule, lane in zip(self._own, own, strict=True)]
             return params, own, made
         if self._flat:
             flat = {_ALL: self._join(params)}
-            return params, flat, self._init(self._rule, flat)
-        return self._init(self._rule, params)
+            return params, flat, self._init(self.rule, flat)
+        return self._init(self.rule, params)
 
     def update(
-        self, grads: Params, state: Any, params: Params, factor: float
+        self,
+        grads: Params,
+        state: Any,
+        params: Params,
+        factor: Rate,
+        rule: Optimizer | None = None,
     ) -> tuple[Params, Any]:
-        """Return parameters and state after a step at `factor` times the learning rate."""
-        if self._foreign:
-            return self._update_each(grads, state, params, factor)
+        """Return parameters and state after a step at `factor` times the learning rate.
+
+        Args:
+            grads: of each weight.
+            state: after the last step.
+            params: before this one.
+            factor: a number, or a 0-d float64 tensor.
+            rule: what to go by instead of `rule`; equal but for Hypers.
+        """
+        if self.foreign:
+            return self._update_each(grads, state, params, float(factor))
+        rule = rule or self.rule
 
         def one(rule: Optimizer, grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
             return rule.update(grads, state, params, rule.lr * factor)
 
         step = self._lanes.map(one)
         if not self._flat:
-            return step(self._rule, grads, state, params)
+            return step(rule, grads, state, params)
+        flat, inner = self.pack(params, state)
+        flat, inner = step(rule, {_ALL: self._join(grads)}, inner, flat)
+        moved = self._split(flat[_ALL], params)
+        return moved, (moved, flat, inner)
+
+    def pack(self, params: Params, state: Any) -> tuple[Params, Any]:
+        """Return what a step of rules that are not foreign starts from, each weight once."""
+        if not self._flat:
+            return params, state
         last, flat, inner = state
         if params is not last:  # changed since the last step, by a mask for instance
             flat = {_ALL: self._join(params)}
-        flat, inner = step(self._rule, {_ALL: self._join(grads)}, inner, flat)
-        moved = self._split(flat[_ALL], params)
-        return moved, (moved, flat, inner)
+        return flat, inner
+
+    def unpack(self, packed: tuple[Params, Any], like: Params) -> tuple[Params, Any]:
+        """Return the parameters, in the shapes of `like`, and the state that were packed."""
+        if not self._flat:
+            return packed
+        flat, inner = packed
+        params = self._split(flat[_ALL], like)
+        return params, (params, flat, inner)
 
     def evaluated(self, state: Any, params: Params) -> Params:
         """Return the weights that a run is measured with: mostly those that are trained."""
         if self._own_evaluation is None:
             return params
-        if self._foreign:
+        if self.foreign:
             _, own, made = state
             lanes = zip(self._own, made, own, strict=True)
             return self._lanes.stack([rule.evaluated(inner, p) for rule, inner, p in lanes])
         if not self._flat:
-            return self._own_evaluation(self._rule, state, params)
+            return self._own_evaluation(self.rule, state, params)
         _, flat, inner = state
-        return self._split(self._own_evaluation(self._rule, inner, flat)[_ALL], params)
+        return self._split(self._own_evaluation(self.rule, inner, flat)[_ALL], params)
 
     def take(self, state: Any, params: Params, places: Sequence[int]) -> Any:
         """Go on with the lanes at `places` only, and return their state.
@@ -93,10 +127,10 @@ class Stepper:
             places: which they are.
         """
         self._own = [self._own[place] for place in places]
-        if self._foreign:
+        if self.foreign:
             _, own, made = state
             return params, [own[place] for place in places], [made[place] for place in places]
-        self._rule = self._lanes.take(self._rule, places)
+        self.rule = self._lanes.take(self.rule, places)
         if self._flat:
             _, flat, inner = state
             return params, *self._lanes.take((flat, inner), places)

@@ -16,6 +16,7 @@ from raybench.optim import OPTIMIZERS, SCHEDULES, ForeignOptimizer, Optimizer, S
 from raybench.optim.schedules import Constant
 from raybench.probes import PROBES, Probe
 from raybench.probes.loss import Error, Loss
+from raybench.procedures.advance import Advance, Place, masked
 from raybench.procedures.base import Procedure
 from raybench.procedures.feed import Extent, Feed, Order
 from raybench.procedures.network import LossName, Network, record_all
@@ -157,11 +158,21 @@ class Course:
         self.network = Network(
             lanes, self._spec.model, seeds, self.feed.task, self._spec.loss, self._spec.l2
         )
+        self._form = self._step_form()
         self.total = self._spec.steps.resolve(self.feed.steps_per_epoch)
         epoch = self.feed.steps_per_epoch
         self.end = ending(self._spec.stop, self.total, epoch)
         times = self._spec.record.at.steps(self.total, epoch)
         self.due = {step for step in times if step < self.end} | {self.end}
+
+    def _step_form(self) -> Json:
+        """Return what the work of a step depends on; None for steps that are not compiled."""
+        stop = self._spec.stop
+        if stop is not None and stop.wall is not None and self._lanes.compiling.mode == "auto":
+            return None  # the time is for steps, of which a result then holds as many as there were
+        others = ("schedule", "steps", "stop", "record")
+        form = {k: v for k, v in self._spec.batch_form.items() if k not in others}
+        return [self._spec.name, form]
 
     def fit(
         self,
@@ -192,6 +203,7 @@ class Course:
         self.feed.restart()
         params = masked(params, masks)
         state = optimizer.init(params)
+        advance = Advance(self._lanes, self.network, optimizer, self._form)
         watch = Watch(self._spec.stop, recorder, self.total, self.end)
         for step in range(self.end + 1):
             recorder.reach(offset + step)
@@ -219,16 +231,9 @@ class Course:
             if step == self.end:
                 break
             x, y = self.feed.batch(step)
-            grads, loss, buffers = self.network.step_gradient(params, buffers, x, y)
             factor = self._spec.schedule.factor(step, self.total, epoch)
-            params, state = optimizer.update(masked(grads, masks), state, params, factor)
-            params = masked(params, masks)
+            at = Place(params, state, buffers, masks)
+            at, loss = advance.step(at, x, y, factor, self.end - step)
+            params, state, buffers, _ = at
             recorder.watch(offset + step, loss)
         return params, buffers
-
-
-def masked(values: Params, masks: Params | None) -> Params:
-    """Return values with those under a zero of their mask set to 0."""
-    if masks is None:
-        return values
-    return {name: value * masks[name] if name in masks else value for name, value in values.items()}

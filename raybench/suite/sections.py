@@ -233,6 +233,10 @@ class Resources(Spec):
     """GPUs, or a share of one."""
     lanes: int | Literal["auto"] = "auto"
     """Runs that train as one: a number, or measured (`auto`)."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether steps are compiled, which takes seconds each time but makes them faster: where that
+    is expected to save time (`auto`), or wherever it can be done. Never in float64.
+    On a GPU a step is one CUDA graph, which has not been tried on one yet."""
     batch: int | Literal["auto"] = "auto"
     """Runs scheduled and stored together: a number, or from the measured time (`auto`)."""
     ranks: Literal[1] = 1
