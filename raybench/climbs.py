@@ -32,6 +32,7 @@ def climbs(suite: Suite, later: Later, values: Mapping[str, float]) -> list[Clim
                     suite.scale,
                     tuple(runs),
                     suite.resources,
+                    checkpoint=suite.checkpoint,
                 )
                 for runs in trial.rungs
             ),

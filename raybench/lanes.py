@@ -29,7 +29,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 A = ParamSpec("A")
 
-
+_EACH = "each lane's number"  # the key of numbers that differ, where they are stored
 _SAMPLES = 3  # recordings of a group that is timed
 
 
@@ -181,6 +181,28 @@ class Lanes:
             return _Each(tuple(own.values[place] for place in places))
 
         return cast("T", _rebuild(value, chosen, numbers))
+
+    def plain(self, value: Any) -> Any:
+        """Return a stacked value as tensors on the CPU, dicts and lists, to be stored."""
+        return _rebuild(value, lambda leaf: leaf.detach().cpu(), lambda own: {_EACH: own.values})
+
+    def restored(self, plain: Any, places: Sequence[int], *, lifted: bool) -> Any:
+        """Return what `plain` was made of, of the lanes at `places`, which are this group's.
+
+        `lifted` says whether those lanes were: one that is not may be out of several that were.
+        """
+        rows = torch.tensor(places)
+
+        def chosen(leaf: Tensor) -> Tensor:
+            if lifted:
+                leaf = leaf.index_select(0, rows) if self.lifted else leaf[places[0]].clone()
+            return leaf.to(self.device)
+
+        def numbers(own: _Each) -> Any:
+            left = tuple(own.values[place] for place in places)
+            return _Each(left) if self.lifted else left[0]
+
+        return _rebuild(plain, chosen, numbers)
 
     def map(self, fn: Callable[A, R]) -> Callable[A, R]:
         """Lift a function of one run over the lanes; every tensor in its arguments is stacked.
@@ -349,6 +371,8 @@ def _rebuild(
         }
         return value.replace(**inside) if inside else value
     if isinstance(value, Mapping):
+        if _EACH in value:
+            return number(_Each(tuple(value[_EACH])))
         return {key: _rebuild(part, change, number) for key, part in value.items()}
     if isinstance(value, tuple | list):
         return _like(value, [_rebuild(part, change, number) for part in value])

@@ -14,7 +14,7 @@ from raybench.procedures import PROCEDURES, Procedure
 from raybench.rng import Seed
 from raybench.spec import Json, Run, digest, plain_config
 from raybench.store import FINISHED, QUARANTINED
-from raybench.suite import Planned, Resources
+from raybench.suite import Checkpoint, Planned, Resources
 from raybench.tables import build
 from raybench.usercode import allowed, receive
 
@@ -40,6 +40,7 @@ class Batch:
         session: whose journal tells which runs are in flight; empty for none.
         wall_s: how long a group may take, in seconds; None for as long as it likes.
         seconds: what one of its runs is expected to take.
+        checkpoint: when runs under way are stored; None for never.
     """
 
     batch_id: str
@@ -52,6 +53,7 @@ class Batch:
     session: str = ""
     wall_s: float | None = None
     seconds: float = field(default=0.0, compare=False)
+    checkpoint: Checkpoint | None = None
 
     def encode(self) -> str:
         """Return the batch as JSON: what crosses to a worker instead of pickled code."""
@@ -64,6 +66,7 @@ class Batch:
                 "suspect": self.suspect,
                 "session": self.session,
                 "wall_s": self.wall_s,
+                "checkpoint": self.checkpoint and self.checkpoint.model_dump(mode="json"),
                 "code": allowed(),
                 "resources": self.resources.model_dump(),
                 "runs": [
@@ -121,6 +124,7 @@ def decode(text: str) -> Batch:
         form["suspect"],
         form["session"],
         form["wall_s"],
+        checkpoint=form["checkpoint"] and Checkpoint.model_validate(form["checkpoint"]),
     )
 
 

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import torch
 
 from raybench import sizing
+from raybench.checkpoints import Saves, begun
 from raybench.deadline import WallLimit, deadline
 from raybench.errors import RaybenchError
 from raybench.journal import Journal, folder_of
@@ -118,16 +119,21 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
     pending = False
     folder = folder_of(store.folder, batch.session)
     journal = Journal(folder, batch.batch_id, _ids(waiting), engine, batch.wall_s)
+    keeper = _Keeper(store, batch)
     try:
         while waiting:
-            journal.begin(_ids(waiting))  # measuring lanes carries out their first steps
-            try:
-                with deadline(batch.wall_s, journal.dump):
-                    width = sizing.lanes(batch, waiting, sizing.device_for(batch))
-            except WallLimit:
-                width = 1  # the run itself will show it, as its row
-            group, waiting = waiting[:width], waiting[width:]
-            for rows in _run_group(batch, group, engine, journal):
+            group = keeper.begun(waiting)
+            if not group:
+                journal.begin(_ids(waiting))  # measuring lanes carries out their first steps
+                try:
+                    with deadline(batch.wall_s, journal.dump):
+                        width = sizing.lanes(batch, waiting, sizing.device_for(batch))
+                except WallLimit:
+                    width = 1  # the run itself will show it, as its row
+                group = waiting[:width]
+            taken = set(_ids(group))
+            waiting = [planned for planned in waiting if planned.run.run_id not in taken]
+            for rows in _run_group(batch, group, engine, journal, keeper):
                 tables.runs.append(runs_table(rows.runs))
                 tables.metrics.append(metrics_table(rows.metrics))
                 if rows.arrays["run_id"]:
@@ -141,6 +147,7 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
             pending = True
             if waiting and time.monotonic() - flushed >= FLUSH_SECONDS:
                 tables.write(store, batch.batch_id)
+                keeper.drop()
                 pending, flushed = False, time.monotonic()
                 yield progress
                 progress = Progress(batch.batch_id)
@@ -148,6 +155,7 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
         # Also on Ctrl-C: what has been computed is kept.
         if pending:
             tables.write(store, batch.batch_id)
+            keeper.drop()
         journal.close()
     progress.finished = True
     yield progress
@@ -167,6 +175,38 @@ def _finished(part: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
     }
 
 
+class _Keeper:
+    """The checkpoints of a batch's groups."""
+
+    def __init__(self, store: SuiteStore, batch: Batch) -> None:
+        self._folder = store.checkpoints
+        self._batch = batch
+        self._ended: list[Saves] = []
+
+    def begun(self, waiting: Sequence[Planned]) -> list[Planned]:
+        """Return those of the waiting runs that were trained together until a process died."""
+        if self._batch.checkpoint is None:
+            return []
+        found = set(begun(self._folder, _ids(waiting)))
+        group = [planned for planned in waiting if planned.run.run_id in found]
+        most = self._batch.resources.lanes
+        return group[:most] if isinstance(most, int) else group
+
+    def saves(self, group: Sequence[Planned]) -> Saves | None:
+        """Return the checkpoints of a group that is about to be trained."""
+        spec = self._batch.checkpoint
+        return Saves(self._folder, _ids(group), spec.every, spec.keep) if spec else None
+
+    def end(self, saves: Saves | None) -> None:
+        """Note that a group has ended: its checkpoints go once its rows are stored."""
+        self._ended += [saves] if saves else []
+
+    def drop(self) -> None:
+        """Remove the checkpoints of groups whose rows are stored."""
+        while self._ended:
+            self._ended.pop().drop()
+
+
 @dataclass
 class _Rows:
     runs: list[dict[str, Any]]
@@ -183,7 +223,7 @@ class _Failed:
 
 
 def _run_group(
-    batch: Batch, group: Sequence[Planned], engine: str, journal: Journal
+    batch: Batch, group: Sequence[Planned], engine: str, journal: Journal, keeper: _Keeper
 ) -> Iterator[_Rows]:
     """Yield the rows of a group; one that fails is split until the runs at fault are alone."""
     started = dt.datetime.now(dt.UTC)
@@ -191,9 +231,10 @@ def _run_group(
     accounts: Sequence[Account | _Failed] = ()
     count, tight = 2, False
     journal.begin(_ids(group))
+    saves = keeper.saves(group)
     try:
         with deadline(batch.wall_s, journal.dump):
-            accounts = _execute(batch, group)
+            accounts = _execute(batch, group, saves)
     except Exception as error:  # noqa: BLE001  (any failure of a run is a row with its reason)
         if len(group) == 1:
             accounts = [_Failed(reason(error), "".join(traceback.format_exception(error))[-8000:])]
@@ -208,9 +249,10 @@ def _run_group(
             gc.collect()
             torch.cuda.empty_cache()
         for piece in pieces(group, count):
-            yield from _run_group(batch, piece, engine, journal)
+            yield from _run_group(batch, piece, engine, journal, keeper)
         return
-    wall = (time.perf_counter() - clock) / len(group)
+    keeper.end(saves)
+    wall = (time.perf_counter() - clock + (saves.before if saves else 0.0)) / len(group)
     shared = {
         "suite": batch.suite,
         "scale": batch.scale,
@@ -230,11 +272,11 @@ def _ids(runs: Sequence[Planned]) -> list[str]:
     return [planned.run.run_id for planned in runs]
 
 
-def _execute(batch: Batch, group: Sequence[Planned]) -> list[Account]:
+def _execute(batch: Batch, group: Sequence[Planned], saves: Saves | None) -> list[Account]:
     procedure = group[0].run.procedure
     device = sizing.device_for(batch)
     lanes = Lanes(len(group), device=device, dtype=DTYPES[procedure.dtype])
-    recorder = Recorder(lanes)
+    recorder = Recorder(lanes, saves)
     procedure.execute(lanes, [planned.run for planned in group], recorder)
     return recorder.accounts()
 

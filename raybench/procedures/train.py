@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from raybench.checkpoints import Saved, Saves
 from raybench.data import DATA, Data
 from raybench.lanes import Lanes, Params
 from raybench.models import MODELS, Model, operations
@@ -122,7 +123,13 @@ class Train(Procedure):
         """Train the runs side by side."""
         course = Course(lanes, runs)
         lanes.clock.expect(course.end, len(course.due))
-        course.fit(course.network.params, course.network.buffers, recorder, narrow=True)
+        course.fit(
+            course.network.params,
+            course.network.buffers,
+            recorder,
+            narrow=True,
+            saves=recorder.saves,
+        )
 
 
 class Course:
@@ -172,6 +179,7 @@ class Course:
         masks: Params | None = None,
         offset: int = 0,
         narrow: bool = False,
+        saves: Saves | None = None,
     ) -> tuple[Params, Params]:
         """Train from given weights and return the trained ones, with the buffers.
 
@@ -185,6 +193,8 @@ class Course:
             offset: added to the steps that are recorded, for procedures of several fits.
             narrow: whether lanes whose runs have ended leave the group, once at most half are left;
                 what is returned is then of the others, and the course is theirs from there on.
+            saves: checkpoints that are written on the way, and of which the furthest is where it
+                goes on; for a procedure of one fit without masks that may narrow its lanes.
         """
         recorder.fact("num_params", self.network.num_params)
         epoch, record = self.feed.steps_per_epoch, self._spec.record
@@ -192,8 +202,19 @@ class Course:
         self.feed.restart()
         params = masked(params, masks)
         state = optimizer.init(params)
-        watch = Watch(self._spec.stop, recorder, self.total, self.end)
-        for step in range(self.end + 1):
+        first, every = 0, self.end + 1
+        if saves is not None:
+            every = saves.every.resolve(epoch)
+            if saved := saves.load():
+                first = saved.step
+                params, buffers, state = self._restored(saved, recorder, optimizer)
+                if not self._lanes.size:
+                    return params, buffers
+        before = saves.before if saves else 0.0
+        watch = Watch(self._spec.stop, recorder, self.total, self.end, before)
+        for step in range(first, self.end + 1):
+            if saves is not None and step > first and step % every == 0 and step < self.end:
+                saves.save(step, self._plain(params, buffers, recorder, optimizer.plain(state)))
             recorder.reach(offset + step)
             if step % epoch == 0:
                 buffers = self.network.forget(buffers)
@@ -225,6 +246,42 @@ class Course:
             params = masked(params, masks)
             recorder.watch(offset + step, loss)
         return params, buffers
+
+    def _plain(
+        self, params: Params, buffers: Params, recorder: Recorder, optimizer: Any
+    ) -> dict[str, Any]:
+        """Return all that a step depends on but the configs and seeds, to be stored.
+
+        Orders and noise are not in it: they follow from the seeds and the step.
+        """
+        return {
+            "lifted": self._lanes.lifted,
+            "members": self._lanes.members,
+            "weights": self._lanes.plain((params, buffers)),
+            "optimizer": optimizer,
+            "recorder": recorder.plain(),
+        }
+
+    def _restored(
+        self, saved: Saved, recorder: Recorder, optimizer: Stepper
+    ) -> tuple[Params, Params, Any]:
+        """Narrow the lanes to those that were left; return weights, buffers, optimizer state."""
+        state = saved.state
+        members: tuple[int, ...] = state["members"]
+        recorder.restore(state["recorder"], saved.places)
+        left = [lane for lane, place in enumerate(saved.places) if place in members]
+        rows = [members.index(saved.places[lane]) for lane in left]
+        self._lanes.narrow(left)
+        if not left:
+            return {}, {}, None
+        self.feed.take(left)
+        lifted = state["lifted"]
+        params, buffers = self._lanes.restored(state["weights"], rows, lifted=lifted)
+        return (
+            params,
+            buffers,
+            optimizer.restored(state["optimizer"], params, left, rows, lifted=lifted),
+        )
 
 
 def masked(values: Params, masks: Params | None) -> Params:

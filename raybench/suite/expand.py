@@ -16,7 +16,17 @@ from raybench.suite.config import Config, Origins, copy, look_up, origin, put, p
 from raybench.suite.expr import Expression, ExpressionError
 from raybench.suite.later import Later
 from raybench.suite.protocol import Arm, Trial
-from raybench.suite.sections import ONE_SHOT, Halving, Limits, Resources, Seeds, Skip, Tune, section
+from raybench.suite.sections import (
+    ONE_SHOT,
+    Checkpoint,
+    Halving,
+    Limits,
+    Resources,
+    Seeds,
+    Skip,
+    Tune,
+    section,
+)
 from raybench.suite.source import Source
 from raybench.tables import build
 
@@ -64,6 +74,7 @@ class Suite:
     limits: Limits
     resources: Resources
     tune: Tune | None
+    checkpoint: Checkpoint | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     origins: dict[str, Path] = field(default_factory=dict)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raybench.errors import Path, Problem
 from raybench.rng import STREAMS
@@ -16,7 +16,7 @@ from raybench.tables import construct
 
 SECTIONS: Final = (
     "version", "name", "paper", "description", "base", "vars", "sweep", "search", "skip", "derive",
-    "tune", "seeds", "limits", "resources", "scales", "figures",
+    "tune", "seeds", "limits", "resources", "checkpoint", "scales", "figures",
 )  # fmt: skip
 """The keys of a suite file; keys that begin with `x-` are free for notes."""
 
@@ -242,11 +242,34 @@ class Resources(Spec):
     in quarantine, and only --lf tries it."""
 
 
+class Checkpoint(Spec):
+    """When runs that are under way are stored, to go on from there after their process died.
+
+    Never part of a run's identity: a run that was continued has the numbers of one that was not.
+    Procedures that train by another loop than `train` do without: they begin again.
+    """
+
+    every: Steps
+    """How often: 10ep or 500it."""
+    keep: int = Field(default=2, ge=1)
+    """How many of them stay, until the results are stored; then all go."""
+
+    @field_validator("every")
+    @classmethod
+    def _goes_on(cls, every: Steps) -> Steps:
+        if every.count < 1:
+            raise ValueError(
+                "checkpoint.every is at least 1it; without checkpoint none are written"
+            )
+        return every
+
+
 SPECS: Final[Mapping[str, type[Spec]]] = {
     "tune": Tune,
     "seeds": Seeds,
     "limits": Limits,
     "resources": Resources,
+    "checkpoint": Checkpoint,
 }
 
 
@@ -301,7 +324,7 @@ def expression(value: object, path: Path, problems: list[Problem]) -> Expression
 
 
 def section(name: str, value: object, path: Path, problems: list[Problem]) -> Spec | None:
-    """Return the section `tune`, `seeds`, `limits` or `resources` as its spec."""
+    """Return a section of `SPECS` as its spec."""
     cls = SPECS[name]
     if name == "seeds" and isinstance(value, int) and not isinstance(value, bool):
         value = {"count": value}
