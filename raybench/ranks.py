@@ -8,6 +8,7 @@ alone can know (times, memory) is decided by the first one: `agree`.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class Ranks:
         count, rest = divmod(stop - start, self.size)
         edges = [start + rank * count + min(rank, rest) for rank in range(self.size + 1)]
         whole = stop - start if total is None else total
-        return [Rows(low, high, whole) for low, high in zip(edges, edges[1:], strict=False)]
+        return [Rows(low, high, whole) for low, high in itertools.pairwise(edges)]
 
     def sum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the sums of tensors over the ranks, equal bit by bit on all of them.
@@ -97,7 +98,7 @@ class Ranks:
             some = {name: value for name, value in values.items() if value.dtype == dtype}
             flat = torch.cat([value.reshape(-1) for value in some.values()])
             dist.all_reduce(flat)
-            parts = flat.split([value.numel() for value in some.values()])
+            parts = torch.split(flat, [value.numel() for value in some.values()])
             found |= {name: p.view(some[name].shape) for name, p in zip(some, parts, strict=True)}
         return {name: found[name] for name in values}
 
