@@ -235,8 +235,12 @@ class Resources(Spec):
     """Runs that train as one: a number, or measured (`auto`)."""
     batch: int | Literal["auto"] = "auto"
     """Runs scheduled and stored together: a number, or from the measured time (`auto`)."""
-    ranks: Literal[1] = 1
-    """Processes that share one run; only 1 in this version."""
+    ranks: int = Field(default=1, ge=1)
+    """Processes that share each run, on Ray: each trains its slice of the rows of every batch, and
+    gradients are averaged. Results equal those of one process. `cpu` and `gpu` are for each."""
+    shard: Literal["none", "optimizer", "full"] = "none"
+    """What the ranks of a run divide among them instead of each holding all of it: `optimizer`, the
+    optimizer's state; `full`, the weights too."""
     retries: int = Field(default=3, ge=0)
     """How often a run is tried again after a process died in which it was the only one. Then it is
     in quarantine, and only --lf tries it."""

@@ -1,0 +1,149 @@
+"""R processes that carry out the same group of runs, each on its share of the rows of every step.
+
+The only module that knows `torch.distributed`. Who starts the processes also initializes the
+default process group (gloo on CPU, nccl on GPU); `Ranks.current()` is what the others see of it.
+Every rank executes the same program on the same runs, so that collective calls meet; what a rank
+alone can know (times, memory) is decided by the first one: `agree`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Rows(NamedTuple):
+    """Consecutive rows of something that is split over ranks.
+
+    Attributes:
+        start: the first one.
+        stop: the one after the last.
+        total: rows of the whole.
+    """
+
+    start: int
+    stop: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """The part of the whole that they are: what a mean over them counts for."""
+        return (self.stop - self.start) / self.total
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that carry out a group of runs.
+
+    Attributes:
+        rank: which one this is, from 0; the first one writes what is kept.
+        size: R, how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def alone(cls) -> Ranks:
+        """Return the one rank of a run that shares its work with no other process."""
+        return cls()
+
+    @classmethod
+    def current(cls) -> Ranks:
+        """Return this process's place in the default process group; alone if there is none."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes parts, journals and logs."""
+        return self.rank == 0
+
+    def part(self, start: int, stop: int, total: int | None = None) -> Rows:
+        """Return this rank's rows out of those from `start` to `stop`; none if there are too few.
+
+        Args:
+            start: the first row to be split over the ranks.
+            stop: the one after the last.
+            total: rows of the whole that a share is told of; None for those that are split.
+        """
+        return self.parts(start, stop, total)[self.rank]
+
+    def parts(self, start: int, stop: int, total: int | None = None) -> list[Rows]:
+        """Return the rows of every rank, in order; their numbers differ by at most one."""
+        count, rest = divmod(stop - start, self.size)
+        edges = [start + rank * count + min(rank, rest) for rank in range(self.size + 1)]
+        whole = stop - start if total is None else total
+        return [Rows(low, high, whole) for low, high in itertools.pairwise(edges)]
+
+    def sum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the sums of tensors over the ranks, equal bit by bit on all of them.
+
+        In one flat collective call for each type of number.
+        """
+        if self.size == 1:
+            return dict(values)
+        found: dict[str, Tensor] = {}
+        for dtype in dict.fromkeys(value.dtype for value in values.values()):
+            some = {name: value for name, value in values.items() if value.dtype == dtype}
+            flat = torch.cat([value.reshape(-1) for value in some.values()])
+            dist.all_reduce(flat)
+            parts = torch.split(flat, [value.numel() for value in some.values()])
+            found |= {name: p.view(some[name].shape) for name, p in zip(some, parts, strict=True)}
+        return {name: found[name] for name in values}
+
+    def gather(self, own: Tensor, lengths: Sequence[int], dim: int = 0) -> Tensor:
+        """Return the tensors of all ranks, joined in their order along `dim`, on each of them.
+
+        Args:
+            own: this rank's.
+            lengths: of each rank's tensor along `dim`; they may differ, and be 0.
+            dim: along which they are joined.
+        """
+        if self.size == 1:
+            return own
+        rows = own.movedim(dim, 0).contiguous()
+        padded = rows.new_zeros(max(lengths), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        all_rows = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(all_rows, padded)
+        kept = [each[:length] for each, length in zip(all_rows, lengths, strict=True)]
+        return torch.cat(kept).movedim(0, dim)
+
+    def broadcast(self, values: Mapping[str, Tensor]) -> None:
+        """Overwrite tensors with those of the first rank."""
+        if self.size > 1:
+            for value in values.values():
+                dist.broadcast(value, 0)
+
+    def agree(self, value: T) -> T:
+        """Return the first rank's value, which JSON can hold: for what ranks see differently."""
+        if self.size == 1:
+            return value
+        text = json.dumps(value).encode() if self.first else b""
+        length = torch.tensor([len(text)], device=_device())
+        dist.broadcast(length, 0)
+        letters = list(text) if self.first else [0] * int(length)
+        cells = torch.tensor(letters, dtype=torch.uint8, device=_device())
+        dist.broadcast(cells, 0)
+        return cast("T", json.loads(bytes(cells.tolist())))
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def _device() -> torch.device:
+    """Return where the backend wants tensors to be."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
