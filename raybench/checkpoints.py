@@ -25,6 +25,7 @@ from typing import Any, Final
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from raybench.ranks import Ranks
 from raybench.spec import Steps, digest
 
 _FORMAT: Final = 1  # of what a file holds; files of another one are passed over
@@ -71,7 +72,8 @@ class Saves:
         run_ids: of the group, in the order of its lanes.
         every: how often to save.
         keep: how many checkpoints are kept.
-        writes: whether this process writes them; of several ranks only one does.
+        ranks: the processes that train the group; the first one writes, and says where all of them
+            go on.
 
     Attributes:
         every: see above.
@@ -84,8 +86,7 @@ class Saves:
         run_ids: Sequence[str],
         every: Steps,
         keep: int,
-        *,
-        writes: bool = True,
+        ranks: Ranks | None = None,
     ) -> None:
         self.every = every
         self.before = 0.0
@@ -93,7 +94,7 @@ class Saves:
         self._run_ids = tuple(run_ids)
         self._own = folder / digest([*run_ids])
         self._keep = keep
-        self._writes = writes
+        self._ranks = ranks or Ranks.alone()
         self._began = time.perf_counter()
         self._kept: list[int] = []
 
@@ -102,6 +103,19 @@ class Saves:
 
         A file that cannot be read is passed over for the one before it.
         """
+        found = self._furthest() if self._ranks.first else None
+        own = (found[0], found[1].name, found[1].run_ids) if found else None
+        place = self._ranks.agree(own)
+        if place is None:
+            return None
+        step, name, run_ids = place
+        form = found[2] if found else _plain(_read(self._root / name / _name(step)))
+        self.before = form["seconds"]
+        self._began = time.perf_counter()
+        places = tuple(run_ids.index(run_id) for run_id in self._run_ids)
+        return Saved(step, form["state"], places)
+
+    def _furthest(self) -> tuple[int, _Stored, dict[str, Any]] | None:
         wanted = set(self._run_ids)
         holding = [group for group in _stored(self._root) if wanted <= set(group.run_ids)]
         found = [(step, group) for group in holding for step in group.steps]
@@ -110,14 +124,9 @@ class Saves:
         for step, group in found:
             path = self._root / group.name / _name(step)
             try:
-                form = _plain(_read(path))
+                return step, group, _plain(_read(path))
             except (OSError, RuntimeError, ValueError) as error:
                 _log.warning("checkpoint %s is passed over: %s", path, error)
-                continue
-            self.before = form["seconds"]
-            self._began = time.perf_counter()
-            places = tuple(group.run_ids.index(run_id) for run_id in self._run_ids)
-            return Saved(step, form["state"], places)
         return None
 
     def seconds(self) -> float:
@@ -131,7 +140,7 @@ class Saves:
             step: that comes next.
             state: tensors, numbers, text and None in dicts, lists and tuples.
         """
-        if not self._writes:
+        if not self._ranks.first:
             return
         form = {"format": _FORMAT, "seconds": self.seconds(), "state": state}
         held = io.BytesIO()
@@ -151,7 +160,7 @@ class Saves:
 
     def drop(self) -> None:
         """Remove the group's checkpoints: its rows are stored."""
-        if self._writes and self._kept:
+        if self._ranks.first and self._kept:
             _remove_folder(self._own)
 
 

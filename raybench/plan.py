@@ -186,15 +186,20 @@ def batches(
         fresh: see `Batch.fresh`.
         known: measured seconds of a run by batch key.
     """
-    groups: dict[str, list[Planned]] = {}
+    groups: dict[tuple[str, str], list[Planned]] = {}
     for planned in runs:
-        groups.setdefault(planned.run.batch_key, []).append(planned)
-    each = cost.seconds({k: group[0].run.procedure for k, group in groups.items()}, known or {})
-    share = sum(each[k] * len(group) for k, group in groups.items())
+        own = planned.resources.model_dump_json() if planned.resources else ""
+        groups.setdefault((planned.run.batch_key, own), []).append(planned)
+    each = cost.seconds(
+        {k: group[0].run.procedure for (k, _), group in groups.items()}, known or {}
+    )
+    share = sum(each[k] * len(group) for (k, _), group in groups.items())
     share /= max(slots, 1) * _BATCHES_PER_SLOT
     found: list[tuple[float, Sequence[Planned]]] = []
-    for key, members in groups.items():
-        most = _most(resources, share / each[key])
+    for (key, _), members in groups.items():
+        most = _most(members[0].resources or resources, share / each[key])
+        if _shared(members, resources):
+            most = max(most, math.ceil(len(members) / slots))  # each batch starts its ranks anew
         count = math.ceil(len(members) / most)
         found += [(each[key], part) for part in pieces(members, count)]
     if slots > 1:
@@ -205,7 +210,8 @@ def batches(
     for seconds, part in found:
         ids: Json = [planned.run.run_id for planned in part]
         name = digest(ids)
-        made.append(Batch(name, suite, scale, tuple(part), resources, fresh, seconds=seconds))
+        takes = part[0].resources or resources
+        made.append(Batch(name, suite, scale, tuple(part), takes, fresh, seconds=seconds))
     return made
 
 
@@ -225,6 +231,12 @@ def _most(resources: Resources, share: float) -> int:
     return most
 
 
+def _shared(members: Sequence[Planned], resources: Resources) -> bool:
+    """Return whether several ranks share each of the runs, in batches of no given size."""
+    own = members[0].resources or resources
+    return own.ranks > 1 and own.batch == "auto"
+
+
 def _length(item: tuple[float, Sequence[Planned]]) -> float:
     return item[0] * len(item[1])
 
@@ -234,12 +246,17 @@ def _tapered(
 ) -> list[tuple[float, Sequence[Planned]]]:
     """Return the batches with the last of each slot cut in pieces, as far as that is worth it."""
     whole, last = list(found[:-slots]), found[-slots:]
-    fewest = resources.lanes if isinstance(resources.lanes, int) else 1
     for seconds, members in last:
-        count = min(
-            _TAIL_PIECES,
-            int(seconds * len(members) / _WORTH_SECONDS),
-            len(members) // fewest,
+        lanes = (members[0].resources or resources).lanes
+        fewest = lanes if isinstance(lanes, int) else 1
+        count = (
+            1
+            if _shared(members, resources)
+            else min(
+                _TAIL_PIECES,
+                int(seconds * len(members) / _WORTH_SECONDS),
+                len(members) // fewest,
+            )
         )
         whole += [(seconds, part) for part in pieces(members, max(count, 1))]
     return sorted(whole, key=_length, reverse=True)

@@ -8,6 +8,7 @@ alone can know (times, memory) is decided by the first one: `agree`.
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -138,10 +139,48 @@ class Ranks:
         dist.broadcast(cells, 0)
         return cast("T", json.loads(bytes(cells.tolist())))
 
+    def require_all(self, *, failed: bool) -> None:
+        """Compare how a group of runs has ended: what failed on one rank has failed on all.
+
+        Args:
+            failed: whether it has here.
+
+        Raises:
+            RanksApart: it has not ended so on all ranks, or some are still in its midst.
+        """
+        if self.size == 1 or _accord is None:
+            return
+        count = torch.tensor([int(failed)])
+        try:
+            dist.all_reduce(count, group=_accord)
+        except RuntimeError as error:
+            raise RanksApart(f"rank {self.rank} waits in vain for the others") from error
+        if int(count) not in (0, self.size):
+            raise RanksApart(f"{int(count)} of {self.size} ranks failed")
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
             dist.barrier()
+
+
+class RanksApart(Exception):  # noqa: N818  (reads as the reason it is)
+    """The ranks of a run have not ended alike: none of them can go on."""
+
+
+_accord: dist.ProcessGroup | None = None
+
+
+def prepare(seconds: float) -> None:
+    """Let `Ranks.require_all` compare: called by each rank once the default group is there.
+
+    In a process group of its own, since a rank that failed is not where the others are in theirs.
+
+    Args:
+        seconds: that one rank waits for the others.
+    """
+    global _accord
+    _accord = dist.new_group(backend="gloo", timeout=dt.timedelta(seconds=seconds))
 
 
 def _device() -> torch.device:

@@ -200,9 +200,7 @@ class Rounds:
         """Carry out batches once; return the runs that are to be tried again."""
         made = self._batches(state.clear)
         for group in state.suspects:
-            made += [
-                replace(batch, suspect=True) for batch in self._batches(group, batch=len(group))
-            ]
+            made += [replace(batch, suspect=True) for batch in self._batches(self._as_one(group))]
         by_id = {batch.batch_id: batch for batch in made}
         known = {death.name for death in self.journals.deaths()}
         broken = {batch.batch_id: "the batch ended without an account" for batch in made}
@@ -246,12 +244,12 @@ class Rounds:
         self._fail(given_up)
         return again
 
-    def _batches(self, runs: Sequence[Planned], **resources: int) -> list[Batch]:
+    def _batches(self, runs: Sequence[Planned]) -> list[Batch]:
         made = batches(
             runs,
             suite=self.suite.name,
             scale=self.suite.scale,
-            resources=self.suite.resources.replace(**resources),
+            resources=self.suite.resources,
             slots=self.executor.slots,
             fresh=self.fresh,
             known=self.known,
@@ -262,6 +260,11 @@ class Rounds:
             "checkpoint": self.suite.checkpoint,
         }
         return [replace(batch, **shared) for batch in made]
+
+    def _as_one(self, group: Sequence[Planned]) -> list[Planned]:
+        """Return runs that go into one batch."""
+        own = (group[0].resources or self.suite.resources).replace(batch=len(group))
+        return [replace(planned, resources=own) for planned in group]
 
     def _without_row(self, batch: Batch) -> list[Planned]:
         """Return the runs of a broken batch that have no row, or none of this time."""

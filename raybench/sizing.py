@@ -63,6 +63,8 @@ def lanes(batch: Batch, waiting: Sequence[Planned], device: torch.device) -> int
     """Return how many of the waiting runs to fuse into the next group."""
     known = _knowledge(batch, device)
     asked = batch.resources.lanes
+    if asked == "auto" and batch.resources.ranks > 1:
+        return 1  # what is given several processes fills them; and each would measure other times
     if isinstance(asked, int):
         return max(1, min(asked, len(waiting), known.limit))
     most = min(len(waiting), known.limit)

@@ -32,6 +32,7 @@ from raybench.journal import Journal, folder_of
 from raybench.lanes import Lanes
 from raybench.plan import PIECES, Batch, pieces
 from raybench.procedures.base import DTYPES
+from raybench.ranks import Ranks
 from raybench.record import Account, Recorder, summary
 from raybench.schema import arrays_table, joined, metrics_table, runs_table
 from raybench.store import FINISHED, SuiteStore
@@ -88,6 +89,8 @@ class _Tables:
     arrays: list[pa.Table]
 
     def write(self, store: SuiteStore, part: str) -> None:
+        if not Ranks.current().first:
+            return
         store.write_part(
             part,
             joined(self.runs),
@@ -108,16 +111,17 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
             that is not the driver's own is ended when a group hangs in it.
     """
     torch.set_num_threads(max(1, int(batch.resources.cpu)))
+    ranks = Ranks.current()
     kept = {} if batch.fresh else _finished(store.read_part(batch.batch_id) or {})
     tables = _Tables(
         *([kept[name]] if name in kept else [] for name in ("runs", "metrics", "arrays"))
     )
-    have = set(kept["runs"]["run_id"].to_pylist()) if kept else set()
+    have = set(ranks.agree(kept["runs"]["run_id"].to_pylist() if kept else []))
     waiting = [planned for planned in batch.runs if planned.run.run_id not in have]
     progress = Progress(batch.batch_id)
     flushed = time.monotonic()
     pending = False
-    folder = folder_of(store.folder, batch.session)
+    folder = folder_of(store.folder, batch.session) if ranks.first else None
     journal = Journal(folder, batch.batch_id, _ids(waiting), engine, batch.wall_s)
     keeper = _Keeper(store, batch)
     try:
@@ -145,7 +149,8 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
                 progress.lanes = max(progress.lanes, len(rows.runs))
             journal.end()
             pending = True
-            if waiting and time.monotonic() - flushed >= FLUSH_SECONDS:
+            due: bool = ranks.agree(time.monotonic() - flushed >= FLUSH_SECONDS)
+            if waiting and due:
                 tables.write(store, batch.batch_id)
                 keeper.drop()
                 pending, flushed = False, time.monotonic()
@@ -187,7 +192,8 @@ class _Keeper:
         """Return those of the waiting runs that were trained together until a process died."""
         if self._batch.checkpoint is None:
             return []
-        found = set(begun(self._folder, _ids(waiting)))
+        ranks = Ranks.current()
+        found = set(ranks.agree(begun(self._folder, _ids(waiting)) if ranks.first else []))
         group = [planned for planned in waiting if planned.run.run_id in found]
         most = self._batch.resources.lanes
         return group[:most] if isinstance(most, int) else group
@@ -195,7 +201,9 @@ class _Keeper:
     def saves(self, group: Sequence[Planned]) -> Saves | None:
         """Return the checkpoints of a group that is about to be trained."""
         spec = self._batch.checkpoint
-        return Saves(self._folder, _ids(group), spec.every, spec.keep) if spec else None
+        if spec is None:
+            return None
+        return Saves(self._folder, _ids(group), spec.every, spec.keep, Ranks.current())
 
     def end(self, saves: Saves | None) -> None:
         """Note that a group has ended: its checkpoints go once its rows are stored."""
@@ -229,13 +237,14 @@ def _run_group(
     started = dt.datetime.now(dt.UTC)
     clock = time.perf_counter()
     accounts: Sequence[Account | _Failed] = ()
-    count, tight = 2, False
+    ranks, count, tight = Ranks.current(), 2, False
     journal.begin(_ids(group))
     saves = keeper.saves(group)
     try:
         with deadline(batch.wall_s, journal.dump):
             accounts = _execute(batch, group, saves)
     except Exception as error:  # noqa: BLE001  (any failure of a run is a row with its reason)
+        ranks.require_all(failed=True)
         if len(group) == 1:
             accounts = [_Failed(reason(error), "".join(traceback.format_exception(error))[-8000:])]
         elif tight := sizing.is_out_of_memory(error):
@@ -243,6 +252,8 @@ def _run_group(
             sizing.remember_limit(batch, len(group) // 2, why)
         elif isinstance(error, WallLimit):
             count = PIECES  # each try may take as long again
+    if accounts and not isinstance(accounts[0], _Failed):
+        ranks.require_all(failed=False)
     if not accounts:
         if tight:
             # Not until here, where the exception and all that its frames held are gone.
@@ -261,7 +272,7 @@ def _run_group(
         "wall_s": wall,
         "engine": engine,
         "lanes": len(group),
-        "ranks": 1,
+        "ranks": ranks.size,
         "log": sizing.memory_note(batch),
         **_place(str(sizing.device_for(batch))),
     }

@@ -17,8 +17,9 @@ from raybench.errors import SuiteError
 from raybench.local import LocalExecutor
 from raybench.plan import batches, decode, distinct
 from raybench.procedures.feed import Feed
+from raybench.ranks import Ranks
 from raybench.session import Outcome, Session
-from raybench.spec import Steps
+from raybench.spec import Steps, digest
 from raybench.store import SuiteStore
 from raybench.suite import Checkpoint, Suite, load, parse
 from raybench.work import Progress
@@ -243,8 +244,19 @@ def test_the_group_that_is_furthest_goes_first(tmp_path: Path) -> None:
     assert begun(tmp_path, ["a", "b"]) == ["b"]
 
 
+class Other(Ranks):
+    """A second rank, to whom the first one says where to go on."""
+
+    first = False  # type: ignore[assignment]
+
+    def agree(self, value: Any) -> Any:
+        assert value is None
+        return (1, digest(["a"]), ["a"])
+
+
 def test_a_process_that_does_not_write_reads(tmp_path: Path) -> None:
-    quiet = Saves(tmp_path, ["a"], Steps(1, "it"), 2, writes=False)
+    quiet = Saves(tmp_path, ["a"], Steps(1, "it"), 2)
+    quiet._ranks = Other()
     quiet.save(1, {})
     assert not list(tmp_path.iterdir())
     own = saves(tmp_path, "a")

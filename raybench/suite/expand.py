@@ -25,6 +25,7 @@ from raybench.suite.sections import (
     Seeds,
     Skip,
     Tune,
+    resources_of_case,
     section,
 )
 from raybench.suite.source import Source
@@ -47,6 +48,7 @@ class Planned:
     run: Run[Procedure]
     labels: Mapping[str, str | int]
     skipped: str = ""
+    resources: Resources | None = None
 
 
 @dataclass
@@ -303,8 +305,10 @@ class Suite:
             return
         reason = reason or procedure.check() or ""
         named = {**option.labels, **labels}
+        shared = self.document.get("resources", {})
+        own = resources_of_case(option.resources, shared, self.overrides, problems)
         for seed in seeds:
-            yield Planned(Run(procedure, seed), named, reason)
+            yield Planned(Run(procedure, seed), named, reason, own)
 
     def _halved(
         self, config: Config, halving: Halving, rung: int, problems: list[Problem]

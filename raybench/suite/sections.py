@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -275,6 +275,32 @@ SPECS: Final[Mapping[str, type[Spec]]] = {
     "resources": Resources,
     "checkpoint": Checkpoint,
 }
+
+
+def resources_of_case(
+    changes: Mapping[str, tuple[Any, Path]],
+    shared: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    problems: list[Problem],
+) -> Resources | None:
+    """Return what batches of a case take; None for what the suite says, or after a problem.
+
+    Args:
+        changes: what the case says, with its places.
+        shared: what the suite says.
+        overrides: of the command line, which wins.
+        problems: mistakes are added to it.
+    """
+    own = {k: item for k, item in changes.items() if f"resources.{k}" not in overrides}
+    if not own or "resources" in overrides:
+        return None
+    if "retries" in own:
+        message = "retries are of the whole suite: set them in `resources` there"
+        problems.append(Problem(own["retries"][1], message, True))
+        return None
+    given = {**shared, **{key: value for key, (value, _) in own.items()}}
+    where = next(iter(own.values()))[1][:-1]
+    return cast("Resources | None", section("resources", given, where, problems))
 
 
 @dataclass(frozen=True)
