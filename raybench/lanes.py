@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from raybench.ranks import Ranks
 from raybench.spec import Spec, hyper_fields
 
 Params: TypeAlias = dict[str, Tensor]
@@ -115,11 +116,13 @@ class Lanes:
         dtype: the floating-point type of everything that is trained.
         clock: counts gradient steps.
         exact: whether lanes are looped over instead of fused; None for "in float64".
+        ranks: the processes that work on these lanes together; None for this one alone.
 
     Attributes:
         lifted: whether stacked values have a leading axis K; not so for one lane that is not exact.
         fused: whether they do and are worked on together.
         members: which of the lanes that it began with are left; see `narrow`.
+        ranks: as given.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class Lanes:
         dtype: torch.dtype = torch.float32,
         clock: Clock | None = None,
         exact: bool | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if size < 1:
             raise ValueError(f"a group has at least one lane, not {size}")
@@ -138,6 +142,7 @@ class Lanes:
         self.device = torch.device(device)
         self.dtype = dtype
         self.clock = clock or Clock()
+        self.ranks = ranks or Ranks.alone()
         self._exact = dtype == torch.float64 if exact is None else exact
         self.lifted = size > 1 or self._exact
         self.fused = self.lifted and not self._exact
@@ -247,23 +252,26 @@ class Lanes:
                 returns a loss for each, [K].
 
         Returns:
-            `(params, *args) -> (gradients, loss [K], aux)`, everything stacked.
+            `(params, *args, share=1.0) -> (gradients, loss [K], aux)`, everything stacked;
+            gradients and losses are times `share`, for what is one part of a mean.
         """
         looped = self.lifted and self._exact
         inner = loss if looped or stacked else self.map(loss)
 
-        def gradient(params: Params, *args: Any) -> tuple[Params, Tensor, Any]:
+        def gradient(params: Params, *args: Any, share: float = 1.0) -> tuple[Params, Tensor, Any]:
             leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
             value, aux = inner(leaves, *args)
+            # Before the backward pass, where parts may meet (statistics over several processes).
+            value = value if share == 1 else value * share
             total = value.sum() if value.dim() else value
             grads = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
             return dict(zip(leaves, grads, strict=True)), value.detach(), _detach(aux)
 
         each = self._looped(gradient) if looped else gradient
 
-        def timed(params: Params, *args: Any) -> tuple[Params, Tensor, Any]:
+        def timed(params: Params, *args: Any, share: float = 1.0) -> tuple[Params, Tensor, Any]:
             self.clock.tick(self.device)
-            return each(params, *args)
+            return each(params, *args, share=share)
 
         return timed
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,8 +22,9 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-class Rows(NamedTuple):
-    """Consecutive rows of something that is split over ranks.
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive rows out of a whole: of a batch, or of a pass over a split.
 
     Attributes:
         start: the first one.
@@ -38,7 +39,24 @@ class Rows(NamedTuple):
     @property
     def share(self) -> float:
         """The part of the whole that they are: what a mean over them counts for."""
-        return (self.stop - self.start) / self.total
+        return self.count / self.total
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return self.stop - self.start
+
+    @classmethod
+    def all_of(cls, total: int) -> Rows:
+        """Return all rows of a whole."""
+        return cls(0, total, total)
+
+
+def cut(rows: Rows, pieces: int) -> list[Rows]:
+    """Return rows in consecutive pieces whose numbers of rows differ by at most one."""
+    count, rest = divmod(rows.count, pieces)
+    edges = [rows.start + place * count + min(place, rest) for place in range(pieces + 1)]
+    return [Rows(low, high, rows.total) for low, high in itertools.pairwise(edges)]
 
 
 @dataclass(frozen=True)
@@ -70,22 +88,13 @@ class Ranks:
         """Whether this rank writes parts, journals and logs."""
         return self.rank == 0
 
-    def part(self, start: int, stop: int, total: int | None = None) -> Rows:
-        """Return this rank's rows out of those from `start` to `stop`; none if there are too few.
+    def part(self, rows: Rows) -> Rows:
+        """Return which of some rows are this rank's; none where there are too few for all."""
+        return self.parts(rows)[self.rank]
 
-        Args:
-            start: the first row to be split over the ranks.
-            stop: the one after the last.
-            total: rows of the whole that a share is told of; None for those that are split.
-        """
-        return self.parts(start, stop, total)[self.rank]
-
-    def parts(self, start: int, stop: int, total: int | None = None) -> list[Rows]:
-        """Return the rows of every rank, in order; their numbers differ by at most one."""
-        count, rest = divmod(stop - start, self.size)
-        edges = [start + rank * count + min(rank, rest) for rank in range(self.size + 1)]
-        whole = stop - start if total is None else total
-        return [Rows(low, high, whole) for low, high in itertools.pairwise(edges)]
+    def parts(self, rows: Rows) -> list[Rows]:
+        """Return which of some rows are each rank's, in order."""
+        return cut(rows, self.size)
 
     def sum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the sums of tensors over the ranks, equal bit by bit on all of them.
@@ -102,6 +111,13 @@ class Ranks:
             parts = torch.split(flat, [value.numel() for value in some.values()])
             found |= {name: p.view(some[name].shape) for name, p in zip(some, parts, strict=True)}
         return {name: found[name] for name in values}
+
+    def summed(self, value: Tensor) -> Tensor:
+        """Return the sum over the ranks of a tensor, through which gradients flow.
+
+        Each rank goes on with the sum, so its gradient is that of all of them. Lifts over lanes.
+        """
+        return value if self.size == 1 else _summed(value)
 
     def gather(self, own: Tensor, lengths: Sequence[int], dim: int = 0) -> Tensor:
         """Return the tensors of all ranks, joined in their order along `dim`, on each of them.
@@ -181,6 +197,31 @@ def prepare(seconds: float) -> None:
     """
     global _accord
     _accord = dist.new_group(backend="gloo", timeout=dt.timedelta(seconds=seconds))
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(value: Tensor) -> Tensor:
+        total = value.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Keep nothing: the gradient of a sum is a sum."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _summed(grad)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], value: Tensor) -> tuple[Any, int]:
+        return _summed(value), in_dims[0]
+
+
+def _summed(value: Tensor) -> Tensor:
+    apply: Callable[[Tensor], Tensor] = _Summed.apply
+    return apply(value)
 
 
 def _device() -> torch.device:

@@ -19,7 +19,8 @@ from raybench.probes import PROBES, Probe
 from raybench.probes.loss import Error, Loss
 from raybench.procedures.base import Procedure
 from raybench.procedures.feed import Extent, Feed, Order
-from raybench.procedures.network import LossName, Network, record_all
+from raybench.procedures.losses import LossName
+from raybench.procedures.network import Network, record_all
 from raybench.procedures.stepper import Stepper
 from raybench.procedures.stop import Stop, Watch, ending
 from raybench.record import Recorder, Times
@@ -63,6 +64,9 @@ class Train(Procedure):
     """How long: 160ep or 500it."""
     batch_size: int | None = Field(default=128, ge=1)
     """Rows in a batch; null for all of them."""
+    accumulate: int = Field(default=1, ge=1)
+    """In how many pieces a batch is worked on, one after the other, for batches that do not fit in
+    memory. Noise and gradients are those of the whole batch; batch norm sees one piece."""
     drop_last: bool = False
     """Whether the smaller batch at the end of an epoch is left out."""
     order: Order = "reshuffled"
@@ -239,8 +243,8 @@ class Course:
                     state = optimizer.take(state, params, left)
             if step == self.end:
                 break
-            x, y = self.feed.batch(step)
-            grads, loss, buffers = self.network.step_gradient(params, buffers, x, y)
+            pieces = self.feed.pieces(step, self._spec.accumulate)
+            grads, loss, buffers = self.network.step_gradient(params, buffers, pieces)
             factor = self._spec.schedule.factor(step, self.total, epoch)
             params, state = optimizer.update(masked(grads, masks), state, params, factor)
             params = masked(params, masks)
