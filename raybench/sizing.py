@@ -17,7 +17,8 @@ from typing import Final
 
 import torch
 
-from raybench.lanes import Clock, Lanes
+from raybench.clock import Clock
+from raybench.lanes import Lanes
 from raybench.plan import Batch
 from raybench.procedures.base import DTYPES
 from raybench.record import Recorder

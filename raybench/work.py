@@ -286,7 +286,7 @@ def _ids(runs: Sequence[Planned]) -> list[str]:
 def _execute(batch: Batch, group: Sequence[Planned], saves: Saves | None) -> list[Account]:
     procedure = group[0].run.procedure
     device = sizing.device_for(batch)
-    lanes = Lanes(len(group), device=device, dtype=DTYPES[procedure.dtype])
+    lanes = Lanes(len(group), device=device, dtype=DTYPES[procedure.dtype], ranks=Ranks.current())
     recorder = Recorder(lanes, saves)
     procedure.execute(lanes, [planned.run for planned in group], recorder)
     return recorder.accounts()

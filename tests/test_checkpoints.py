@@ -80,15 +80,15 @@ def interrupt(
     monkeypatch: pytest.MonkeyPatch, at: int, error: Callable[[], BaseException]
 ) -> list[int]:
     """Raise once when the rows of step `at` are asked for; return the steps that are."""
-    ask, seen, waiting = Feed.batch, [], [error]
+    ask, seen, waiting = Feed.pieces, [], [error]
 
-    def batch(feed: Feed, step: int) -> Any:
+    def pieces(feed: Feed, step: int, count: int) -> Any:
         seen.append(step)
         if step == at and waiting:
             raise waiting.pop()()
-        return ask(feed, step)
+        return ask(feed, step, count)
 
-    monkeypatch.setattr(Feed, "batch", batch)
+    monkeypatch.setattr(Feed, "pieces", pieces)
     return seen
 
 

@@ -212,7 +212,7 @@ def test_a_run_that_fails_on_all_ranks_is_a_row(on_ray: Executor, tmp_path: Path
     overrides = {
         **LARGE,
         "model": {"name": "mlp", "width": 5},
-        "optimizer": {"name": "patient:Patient"},
+        "optimizer.name": "patient:Patient",
         "steps": "3it",
         "sweep": [
             {"optimizer.lr": [0.05, 2.0]},
