@@ -29,8 +29,10 @@ from raybench.work import Progress
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-# It takes its time, so that there is some to end a process in; above a rate of 1 it fails.
+# It takes its time, so that there is some to end a process in. By its rate it fails, or ends its
+# process itself.
 CODE = '''\
+import os
 import time
 
 import torch
@@ -43,6 +45,8 @@ class Patient(torch.optim.SGD):
         super().__init__(params, lr=lr, momentum=0.9)
 
     def step(self, closure=None):
+        if self.param_groups[0]["lr"] > 2:
+            os.kill(os.getpid(), 9)
         if self.param_groups[0]["lr"] > 1:
             raise ValueError("this rate is too high")
         time.sleep(0.05)
@@ -208,20 +212,23 @@ def test_a_killed_rank_takes_nothing_with_it(on_ray: Executor, tmp_path: Path) -
     assert not checkpoints(tmp_path / "broken")
 
 
-def test_a_run_that_fails_on_all_ranks_is_a_row(on_ray: Executor, tmp_path: Path) -> None:
+def test_a_run_that_fails_or_kills_its_ranks_is_a_row(on_ray: Executor, tmp_path: Path) -> None:
     overrides = {
         **LARGE,
         "model": {"name": "mlp", "width": 5},
         "optimizer.name": "patient:Patient",
-        "steps": "3it",
+        "steps": "25it",
         "sweep": [
-            {"optimizer.lr": [0.05, 2.0]},
-            {"cases": {"large": {"resources": {"ranks": 2, "lanes": 2}}}, "as": "size"},
+            {"optimizer.lr": [0.05, 1.5, 2.5]},
+            {"cases": {"large": {"resources": {"ranks": 2}}}, "as": "size"},
         ],
+        "resources.retries": 1,
     }
-    assert carried_out(tmp_path, on_ray, overrides).statuses == {"done": 1, "failed": 1}
-    (reason,) = results.table(tmp_path).query("status == 'failed'")["reason"]
-    assert reason.startswith("ValueError: this rate is too high")
+    assert carried_out(tmp_path, on_ray, overrides).statuses == {"done": 1, "failed": 2}
+    assert set(results.table(tmp_path)["ranks"].dropna()) == {2}
+    reasons = results.table(tmp_path).set_index("config.optimizer.lr")["reason"]
+    assert reasons[1.5].startswith("ValueError: this rate is too high")
+    assert reasons[2.5].startswith("quarantined after 2 tries: the worker process of rank")
 
 
 def test_more_ranks_than_cores_are_refused(on_ray: Executor, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ what it stops itself is let go of with the help of Ray's dashboard only.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import threading
@@ -18,7 +19,6 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import ray
-from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -32,6 +32,7 @@ from raybench.work import Progress, run_batch
 
 _POLL: Final = 0.2  # seconds between looks at what has been reported
 _APART: Final = 60.0  # seconds that a rank waits for the others at the end of a group
+_DEAD: Final = re.compile(r"actor (is dead|died)|worker process has died|ActorDiedError")
 _MOST: Final = 16  # trainers at a time: each has a controller on the driver's machine
 
 
@@ -99,8 +100,11 @@ class Gangs:
             while kind is None and self._postman.is_alive():
                 self._postman.join(_POLL)
         finally:
+            # From here on no thread asks Ray for anything: once its connection is closed, that
+            # would start another one.
             self._left.set()
             self._pool.shutdown(wait=False, cancel_futures=True)
+            self._postman.join()
             shutil.rmtree(self._folder, ignore_errors=True)
         if kind is None and self._raised is not None:
             raise self._raised
@@ -143,6 +147,8 @@ class Gangs:
         try:
             trainer.fit()
         except Exception as error:  # noqa: BLE001  (whatever it is, it is why the batch broke)
+            if self._left.is_set():
+                return
             broken = Progress(batch.batch_id, finished=True, broken=_cause(error))
             ray.get(self._mailbox.post.remote(broken.plain()))
 
@@ -192,10 +198,9 @@ def _cause(error: Exception) -> str:
     """Return why a trainer gave up, in a line."""
     if isinstance(error, WorkerGroupError):
         lost = sorted(error.worker_failures.items())
-        dead = [rank for rank, why in lost if isinstance(why, RayActorError)]
+        dead = [str(rank) for rank, why in lost if _DEAD.search(str(why))]
         if dead:
-            which = ", ".join(str(rank) for rank in dead)
-            return f"the worker process of rank {which} died (killed, or out of memory)"
+            return f"the worker process of rank {', '.join(dead)} died (killed, or out of memory)"
         error = next((why for _, why in lost), error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else "the batch failed without a message"
