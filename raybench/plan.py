@@ -199,8 +199,8 @@ def batches(
     for (key, _), members in groups.items():
         most = _most(members[0].resources or resources, share / each[key])
         if _shared(members, resources):  # each batch starts its ranks anew
-            own = members[0].resources or resources
-            at_once = max(1, int(slots / (own.ranks * own.cpu)))
+            takes = members[0].resources or resources
+            at_once = max(1, int(slots / (takes.ranks * takes.cpu)))
             most = max(most, math.ceil(len(members) / at_once))
         count = math.ceil(len(members) / most)
         found += [(each[key], part) for part in pieces(members, count)]
