@@ -31,7 +31,8 @@ def climbs(suite: Suite, later: Later, values: Mapping[str, float]) -> list[Clim
                     suite.name,
                     suite.scale,
                     tuple(runs),
-                    suite.resources,
+                    runs[0].resources or suite.resources,
+                    checkpoint=suite.checkpoint,
                 )
                 for runs in trial.rungs
             ),

@@ -11,7 +11,6 @@ Nothing here knows what is trained.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
@@ -20,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from raybench.clock import Clock
+from raybench.ranks import Ranks
 from raybench.spec import Spec, hyper_fields
 
 Params: TypeAlias = dict[str, Tensor]
@@ -29,81 +30,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 A = ParamSpec("A")
 
-
-_SAMPLES = 3  # recordings of a group that is timed
-
-
-class Clock:
-    """Times the gradient steps of a group, and can end it after a few: how lanes are measured.
-
-    Args:
-        stop_after: raise `Enough` after this many gradient calls; None lets the group run.
-        busy: whether to count this thread's time on its core rather than time on the wall, which
-            other work on the machine does not change.
-
-    Attributes:
-        steps: gradient steps that the procedure said it would take, None if it did not.
-        recordings: how often it said it would record.
-    """
-
-    class Enough(Exception):  # noqa: N818  (control flow, not an error)
-        """The clock has the steps that it was to time."""
-
-    def __init__(self, stop_after: int | None = None, *, busy: bool = False) -> None:
-        self._now = time.thread_time if busy else time.perf_counter
-        self.stop_after = stop_after
-        self.steps: int | None = None
-        self.recordings = 1
-        self._start = self._now()
-        self._ticks: list[float] = []
-        self._gaps: list[float] = []  # between ticks with no recording in between
-        self._record_began: float | None = None
-        self._record_seconds: list[float] = []
-
-    def expect(self, steps: int, recordings: int) -> None:
-        """Note how long a procedure is going to be."""
-        self.steps, self.recordings = steps, recordings
-
-    def record(self) -> None:
-        """Note that a recording begins; it lasts until the next gradient call."""
-        if self.stop_after is not None:
-            self._record_began = self._now()
-
-    def tick(self, device: torch.device) -> None:
-        """Count one gradient call."""
-        if self.stop_after is None:
-            return
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        now = self._now()
-        if self._record_began is not None:
-            self._record_seconds.append(now - self._record_began)
-        elif self._ticks:
-            self._gaps.append(now - self._ticks[-1])
-        self._record_began = None
-        self._ticks.append(now)
-        if len(self._ticks) > self.stop_after:
-            raise Clock.Enough
-
-    def samples(self, step: int) -> bool:
-        """Return whether to record at `step` only because the group is being timed."""
-        return self.stop_after is not None and step < _SAMPLES
-
-    def seconds_per_step(self) -> float:
-        """Return the least seconds between gradient calls, the first (warm-up) left out.
-
-        The least, because on a shared machine whatever else runs only adds to them.
-        """
-        return min(self._gaps, default=0.0)
-
-    def seconds(self) -> float:
-        """Return the estimated seconds of the whole group; what it took if it was not stopped."""
-        elapsed = self._now() - self._start
-        if self.steps is None or not self._ticks:
-            return elapsed
-        record = min(self._record_seconds, default=0.0)
-        before = max(self._ticks[0] - self._start - record, 0.0)
-        return before + self.steps * self.seconds_per_step() + self.recordings * record
+_EACH = "each lane's number"  # the key of numbers that differ, where they are stored
 
 
 class Compiling(NamedTuple):
@@ -133,12 +60,14 @@ class Lanes:
         clock: counts gradient steps.
         exact: whether lanes are looped over instead of fused; None for "in float64".
         compiling: whether steps are compiled.
+        ranks: the processes that work on these lanes together; None for this one alone.
 
     Attributes:
         compiled: the most lanes with which a compiled step was taken; 0 for none.
         lifted: whether stacked values have a leading axis K; not so for one lane that is not exact.
         fused: whether they do and are worked on together.
         members: which of the lanes that it began with are left; see `narrow`.
+        ranks: as given.
     """
 
     def __init__(
@@ -150,6 +79,7 @@ class Lanes:
         clock: Clock | None = None,
         exact: bool | None = None,
         compiling: Compiling = _NEVER,
+        ranks: Ranks | None = None,
     ) -> None:
         if size < 1:
             raise ValueError(f"a group has at least one lane, not {size}")
@@ -160,6 +90,7 @@ class Lanes:
         self.clock = clock or Clock()
         self.compiling = compiling
         self.compiled = 0
+        self.ranks = ranks or Ranks.alone()
         self._exact = dtype == torch.float64 if exact is None else exact
         self.lifted = size > 1 or self._exact
         self.fused = self.lifted and not self._exact
@@ -204,6 +135,28 @@ class Lanes:
 
         return cast("T", _rebuild(value, chosen, numbers))
 
+    def plain(self, value: Any) -> Any:
+        """Return a stacked value as tensors on the CPU, dicts and lists, to be stored."""
+        return _rebuild(value, lambda leaf: leaf.detach().cpu(), lambda own: {_EACH: own.values})
+
+    def restored(self, plain: Any, places: Sequence[int], *, lifted: bool) -> Any:
+        """Return what `plain` was made of, of the lanes at `places`, which are this group's.
+
+        `lifted` says whether those lanes were: one that is not may be out of several that were.
+        """
+        rows = torch.tensor(places)
+
+        def chosen(leaf: Tensor) -> Tensor:
+            if lifted:
+                leaf = leaf.index_select(0, rows) if self.lifted else leaf[places[0]].clone()
+            return leaf.to(self.device)
+
+        def numbers(own: _Each) -> Any:
+            left = tuple(own.values[place] for place in places)
+            return _Each(left) if self.lifted else left[0]
+
+        return _rebuild(plain, chosen, numbers)
+
     def map(self, fn: Callable[A, R]) -> Callable[A, R]:
         """Lift a function of one run over the lanes; every tensor in its arguments is stacked.
 
@@ -247,23 +200,26 @@ class Lanes:
                 returns a loss for each, [K].
 
         Returns:
-            `(params, *args) -> (gradients, loss [K], aux)`, everything stacked.
+            `(params, *args, share=1.0) -> (gradients, loss [K], aux)`, everything stacked;
+            gradients and losses are times `share`, for what is one part of a mean.
         """
         looped = self.lifted and self._exact
         inner = loss if looped or stacked else self.map(loss)
 
-        def gradient(params: Params, *args: Any) -> tuple[Params, Tensor, Any]:
+        def gradient(params: Params, *args: Any, share: float = 1.0) -> tuple[Params, Tensor, Any]:
             leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
             value, aux = inner(leaves, *args)
+            # Before the backward pass, where parts may meet (statistics over several processes).
+            value = value if share == 1 else value * share
             total = value.sum() if value.dim() else value
             grads = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
             return dict(zip(leaves, grads, strict=True)), value.detach(), _detach(aux)
 
         each = self._looped(gradient) if looped else gradient
 
-        def timed(params: Params, *args: Any) -> tuple[Params, Tensor, Any]:
+        def timed(params: Params, *args: Any, share: float = 1.0) -> tuple[Params, Tensor, Any]:
             self.clock.tick(self.device)
-            return each(params, *args)
+            return each(params, *args, share=share)
 
         return timed
 
@@ -371,6 +327,8 @@ def _rebuild(
         }
         return value.replace(**inside) if inside else value
     if isinstance(value, Mapping):
+        if _EACH in value:
+            return number(_Each(tuple(value[_EACH])))
         return {key: _rebuild(part, change, number) for key, part in value.items()}
     if isinstance(value, tuple | list):
         return _like(value, [_rebuild(part, change, number) for part in value])

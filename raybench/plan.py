@@ -14,7 +14,7 @@ from raybench.procedures import PROCEDURES, Procedure
 from raybench.rng import Seed
 from raybench.spec import Json, Run, digest, plain_config
 from raybench.store import FINISHED, QUARANTINED
-from raybench.suite import Planned, Resources
+from raybench.suite import Checkpoint, Planned, Resources
 from raybench.tables import build
 from raybench.usercode import allowed, receive
 
@@ -41,6 +41,7 @@ class Batch:
         wall_s: how long a group may take, in seconds; None for as long as it likes.
         seconds: what one of its runs is expected to take.
         alike: runs with its batch key that one slot is expected to carry out, in all batches.
+        checkpoint: when runs under way are stored; None for never.
     """
 
     batch_id: str
@@ -54,6 +55,7 @@ class Batch:
     wall_s: float | None = None
     seconds: float = field(default=0.0, compare=False)
     alike: float = field(default=0.0, compare=False)
+    checkpoint: Checkpoint | None = None
 
     def encode(self) -> str:
         """Return the batch as JSON: what crosses to a worker instead of pickled code."""
@@ -67,6 +69,7 @@ class Batch:
                 "session": self.session,
                 "wall_s": self.wall_s,
                 "alike": self.alike,
+                "checkpoint": self.checkpoint and self.checkpoint.model_dump(mode="json"),
                 "code": allowed(),
                 "resources": self.resources.model_dump(),
                 "runs": [
@@ -125,6 +128,7 @@ def decode(text: str) -> Batch:
         form["session"],
         form["wall_s"],
         alike=form["alike"],
+        checkpoint=form["checkpoint"] and Checkpoint.model_validate(form["checkpoint"]),
     )
 
 
@@ -186,15 +190,21 @@ def batches(
         fresh: see `Batch.fresh`.
         known: measured seconds of a run by batch key.
     """
-    groups: dict[str, list[Planned]] = {}
+    groups: dict[tuple[str, str], list[Planned]] = {}
     for planned in runs:
-        groups.setdefault(planned.run.batch_key, []).append(planned)
-    each = cost.seconds({k: group[0].run.procedure for k, group in groups.items()}, known or {})
-    share = sum(each[k] * len(group) for k, group in groups.items())
+        groups.setdefault(_kind(planned), []).append(planned)
+    each = cost.seconds(
+        {k: group[0].run.procedure for (k, _), group in groups.items()}, known or {}
+    )
+    share = sum(each[k] * len(group) for (k, _), group in groups.items())
     share /= max(slots, 1) * _BATCHES_PER_SLOT
     found: list[tuple[float, Sequence[Planned]]] = []
-    for key, members in groups.items():
-        most = _most(resources, share / each[key])
+    for (key, _), members in groups.items():
+        most = _most(members[0].resources or resources, share / each[key])
+        if _shared(members, resources):  # each batch starts its ranks anew
+            takes = members[0].resources or resources
+            at_once = max(1, int(slots / (takes.ranks * takes.cpu)))
+            most = max(most, math.ceil(len(members) / at_once))
         count = math.ceil(len(members) / most)
         found += [(each[key], part) for part in pieces(members, count)]
     if slots > 1:
@@ -205,11 +215,17 @@ def batches(
     for seconds, part in found:
         ids: Json = [planned.run.run_id for planned in part]
         name = digest(ids)
-        alike = max(len(groups[part[0].run.batch_key]) / max(slots, 1), len(part))
+        takes = part[0].resources or resources
+        alike = max(len(groups[_kind(part[0])]) / max(slots, 1), len(part))
         made.append(
-            Batch(name, suite, scale, tuple(part), resources, fresh, seconds=seconds, alike=alike)
+            Batch(name, suite, scale, tuple(part), takes, fresh, seconds=seconds, alike=alike)
         )
     return made
+
+
+def _kind(planned: Planned) -> tuple[str, str]:
+    own = planned.resources.model_dump_json() if planned.resources else ""
+    return planned.run.batch_key, own
 
 
 def pieces(runs: Sequence[T], count: int) -> list[Sequence[T]]:
@@ -228,6 +244,12 @@ def _most(resources: Resources, share: float) -> int:
     return most
 
 
+def _shared(members: Sequence[Planned], resources: Resources) -> bool:
+    """Return whether several ranks share each of the runs, in batches of no given size."""
+    own = members[0].resources or resources
+    return own.ranks > 1 and own.batch == "auto"
+
+
 def _length(item: tuple[float, Sequence[Planned]]) -> float:
     return item[0] * len(item[1])
 
@@ -237,12 +259,17 @@ def _tapered(
 ) -> list[tuple[float, Sequence[Planned]]]:
     """Return the batches with the last of each slot cut in pieces, as far as that is worth it."""
     whole, last = list(found[:-slots]), found[-slots:]
-    fewest = resources.lanes if isinstance(resources.lanes, int) else 1
     for seconds, members in last:
-        count = min(
-            _TAIL_PIECES,
-            int(seconds * len(members) / _WORTH_SECONDS),
-            len(members) // fewest,
+        lanes = (members[0].resources or resources).lanes
+        fewest = lanes if isinstance(lanes, int) else 1
+        count = (
+            1
+            if _shared(members, resources)
+            else min(
+                _TAIL_PIECES,
+                int(seconds * len(members) / _WORTH_SECONDS),
+                len(members) // fewest,
+            )
         )
         whole += [(seconds, part) for part in pieces(members, max(count, 1))]
     return sorted(whole, key=_length, reverse=True)

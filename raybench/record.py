@@ -9,11 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from raybench.checkpoints import Saves
 from raybench.lanes import Lanes
 from raybench.spec import Spec, Steps
 
@@ -92,9 +94,17 @@ class Recorder:
 
     Lanes that have left the group (`Lanes.narrow`) keep what they had: `lanes.members` says whose
     numbers a vector holds.
+
+    Args:
+        lanes: the runs' lanes.
+        saves: the group's checkpoints; None to write none.
+
+    Attributes:
+        saves: see above. A procedure that knows nothing of them begins at the start each time.
     """
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, lanes: Lanes, saves: Saves | None = None) -> None:
+        self.saves = saves
         self._lanes = lanes
         self._diverged: list[int | None] = [None] * lanes.size
         self._losses: list[tuple[int, Tensor]] = []
@@ -173,6 +183,42 @@ class Recorder:
         each = value if isinstance(value, list | tuple) else [value] * self._lanes.size
         for lane, own in zip(self._lanes.members, each, strict=True):
             self._facts[lane][name] = own
+
+    def plain(self) -> dict[str, Any]:
+        """Return what has been recorded so far, to be stored. Waits for the device."""
+        self._look()
+        metrics = []
+        for members, entries in groupby(self._metrics, key=lambda entry: entry[0]):
+            own = list(entries)
+            table = torch.stack([entry[-1].double() for entry in own]).cpu()
+            metrics.append((members, [entry[1:-1] for entry in own], table))
+        return {
+            "members": self._lanes.members,
+            "diverged": self._diverged,
+            "stopped": self._stopped,
+            "facts": self._facts,
+            "metrics": metrics,
+            "arrays": [(*entry, value.cpu()) for *entry, value in self._arrays],
+        }
+
+    def restore(self, plain: Mapping[str, Any], places: Sequence[int]) -> None:
+        """Go on from what `plain` returned, of lanes of which these were those at `places`."""
+        device = self._lanes.device
+
+        def left(members: _Members) -> tuple[_Members, list[int]]:
+            own = [(k, members.index(p)) for k, p in enumerate(places) if p in members]
+            return tuple(k for k, _ in own), [row for _, row in own]
+
+        self._diverged = [plain["diverged"][place] for place in places]
+        self._stopped = [plain["stopped"][place] for place in places]
+        self._facts = [plain["facts"][place] for place in places]
+        for members, heads, table in plain["metrics"]:
+            own, rows = left(members)
+            columns = table[:, rows].to(device)
+            self._metrics += [(own, *head, c) for head, c in zip(heads, columns, strict=True)]
+        for members, step, name, value in plain["arrays"]:
+            own, rows = left(members)
+            self._arrays.append((own, step, name, value[rows].to(device)))
 
     def accounts(self) -> list[Account]:
         """Return what each lane has to show, up to where it diverged or was stopped."""

@@ -9,7 +9,9 @@ same on every device, in every batch and in every order.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final, NamedTuple
 
 import torch
@@ -74,12 +76,42 @@ def fold(key: Tensor, number: Tensor | int) -> Tensor:
     return _mix(key + offset)
 
 
+_place: ContextVar[tuple[int, int]] = ContextVar("place", default=(0, 0))
+
+
+@contextmanager
+def rows_from(start: int, count: int) -> Iterator[None]:
+    """Within, noise of the shape of `count` rows is that of these rows of a larger batch.
+
+    So a batch that is worked on in parts, by several processes or in turn, has the noise that it
+    would have as a whole.
+
+    Args:
+        start: the place of the first of the rows in the batch.
+        count: rows; the first axis of what noise is drawn for is a multiple of it.
+    """
+    token = _place.set((start, count))
+    try:
+        yield
+    finally:
+        _place.reset(token)
+
+
 def uniform(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """Return numbers uniform on [0, 1) of `shape`: a pure function of `key` (int64 scalar)."""
     size = 1
     for length in shape:
         size *= length
-    counter = torch.arange(1, size + 1, device=key.device)
+    start, count = _place.get()
+    before = 0
+    if start and count:
+        if not shape or shape[0] % count:
+            raise ValueError(
+                f"noise of shape {tuple(shape)} is not of {count} rows, so it cannot be drawn for "
+                "a part of a batch; use resources.ranks: 1 and accumulate: 1"
+            )
+        before = size // count * start
+    counter = torch.arange(before + 1, before + size + 1, device=key.device)
     bits = (_mix(key + counter * _GOLDEN) >> 11) & 0x1FFFFFFFFFFFFF
     # 24 bits are what float32 holds; drawn so in every dtype, for equal noise in float64.
     return ((bits >> 29).to(dtype) * 2.0**-24).reshape(tuple(shape))

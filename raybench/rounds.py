@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 import pyarrow.compute as pc
 
 from raybench.causes import cause
+from raybench.checkpoints import forget
 from raybench.compaction import Compactor
 from raybench.journal import Death, Journals
 from raybench.plan import PIECES, Batch, batches, pieces
@@ -179,6 +180,8 @@ class Rounds:
         self._most = most_failures(self.suite.limits, len(missing))
         held = self.store.quarantined()
         waiting: Sequence[Planned] = missing
+        if self.fresh:
+            self._forget(missing)
         while waiting:
             if waiting is not missing:
                 self.watcher.begin("retried", len(waiting), 0, len(waiting))
@@ -186,14 +189,18 @@ class Rounds:
             state = narrowed(waiting, self.journals.deaths(), retries, held)
             self._fail([self._verdict(*each) for each in state.guilty])
             waiting = self._round(state)
+        self._forget(missing)
+
+    def _forget(self, runs: Sequence[Planned]) -> None:
+        """Remove the checkpoints of runs that begin anew, or that have a row."""
+        if self.suite.checkpoint:
+            forget(self.store.checkpoints, [planned.run.run_id for planned in runs])
 
     def _round(self, state: Narrowed) -> list[Planned]:
         """Carry out batches once; return the runs that are to be tried again."""
         made = self._batches(state.clear)
         for group in state.suspects:
-            made += [
-                replace(batch, suspect=True) for batch in self._batches(group, batch=len(group))
-            ]
+            made += [replace(batch, suspect=True) for batch in self._batches(self._as_one(group))]
         by_id = {batch.batch_id: batch for batch in made}
         known = {death.name for death in self.journals.deaths()}
         broken = {batch.batch_id: "the batch ended without an account" for batch in made}
@@ -237,18 +244,27 @@ class Rounds:
         self._fail(given_up)
         return again
 
-    def _batches(self, runs: Sequence[Planned], **resources: int) -> list[Batch]:
+    def _batches(self, runs: Sequence[Planned]) -> list[Batch]:
         made = batches(
             runs,
             suite=self.suite.name,
             scale=self.suite.scale,
-            resources=self.suite.resources.replace(**resources),
+            resources=self.suite.resources,
             slots=self.executor.slots,
             fresh=self.fresh,
             known=self.known,
         )
-        session, wall_s = self.journals.session, self.suite.limits.wall_s
-        return [replace(batch, session=session, wall_s=wall_s) for batch in made]
+        shared: dict[str, Any] = {
+            "session": self.journals.session,
+            "wall_s": self.suite.limits.wall_s,
+            "checkpoint": self.suite.checkpoint,
+        }
+        return [replace(batch, **shared) for batch in made]
+
+    def _as_one(self, group: Sequence[Planned]) -> list[Planned]:
+        """Return runs that go into one batch."""
+        own = (group[0].resources or self.suite.resources).replace(batch=len(group))
+        return [replace(planned, resources=own) for planned in group]
 
     def _without_row(self, batch: Batch) -> list[Planned]:
         """Return the runs of a broken batch that have no row, or none of this time."""

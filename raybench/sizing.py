@@ -18,7 +18,8 @@ from typing import Final
 
 import torch
 
-from raybench.lanes import Clock, Compiling, Lanes
+from raybench.clock import Clock
+from raybench.lanes import Compiling, Lanes
 from raybench.plan import Batch
 from raybench.procedures.base import DTYPES
 from raybench.record import Recorder
@@ -67,6 +68,8 @@ def lanes(batch: Batch, waiting: Sequence[Planned], device: torch.device) -> int
     """Return how many of the waiting runs to fuse into the next group."""
     known = _knowledge(batch, device)
     asked = batch.resources.lanes
+    if asked == "auto" and batch.resources.ranks > 1:
+        return 1  # what is given several processes fills them; and each would measure other times
     if isinstance(asked, int):
         return max(1, min(asked, len(waiting), known.limit))
     most = min(len(waiting), known.limit)

@@ -5,6 +5,7 @@
     STORE/SUITE/arrays/part-<batch>.parquet
     STORE/SUITE/plan-<scale>.parquet           which runs belong to the suite now, and their labels
     STORE/SUITE/suite.yaml                     the resolved suite, versions, commit, hardware
+    STORE/SUITE/checkpoints/                   runs under way; see raybench.checkpoints
 
 A repeated batch overwrites its part. Where a run stands in several parts its latest row counts,
 and the metrics and arrays that lie in the same part as that row.
@@ -69,6 +70,7 @@ class SuiteStore:
         self.root = Path(root).absolute()
         self.suite = suite
         self.folder = self.root / suite
+        self.checkpoints = self.folder / "checkpoints"
         try:
             for name in TABLES:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)

@@ -25,12 +25,14 @@ import pyarrow.compute as pc
 import torch
 
 from raybench import sizing
+from raybench.checkpoints import Saves, begun
 from raybench.deadline import WallLimit, deadline
 from raybench.errors import RaybenchError
 from raybench.journal import Journal, folder_of
 from raybench.lanes import Lanes
 from raybench.plan import PIECES, Batch, pieces
 from raybench.procedures.base import DTYPES
+from raybench.ranks import Ranks
 from raybench.record import Account, Recorder, summary
 from raybench.schema import arrays_table, joined, metrics_table, runs_table
 from raybench.store import FINISHED, SuiteStore
@@ -87,6 +89,8 @@ class _Tables:
     arrays: list[pa.Table]
 
     def write(self, store: SuiteStore, part: str) -> None:
+        if not Ranks.current().first:
+            return
         store.write_part(
             part,
             joined(self.runs),
@@ -107,27 +111,33 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
             that is not the driver's own is ended when a group hangs in it.
     """
     torch.set_num_threads(max(1, int(batch.resources.cpu)))
+    ranks = Ranks.current()
     kept = {} if batch.fresh else _finished(store.read_part(batch.batch_id) or {})
     tables = _Tables(
         *([kept[name]] if name in kept else [] for name in ("runs", "metrics", "arrays"))
     )
-    have = set(kept["runs"]["run_id"].to_pylist()) if kept else set()
+    have = set(ranks.agree(kept["runs"]["run_id"].to_pylist() if kept else []))
     waiting = [planned for planned in batch.runs if planned.run.run_id not in have]
     progress = Progress(batch.batch_id)
     flushed = time.monotonic()
     pending = False
-    folder = folder_of(store.folder, batch.session)
+    folder = folder_of(store.folder, batch.session) if ranks.first else None
     journal = Journal(folder, batch.batch_id, _ids(waiting), engine, batch.wall_s)
+    keeper = _Keeper(store, batch)
     try:
         while waiting:
-            journal.begin(_ids(waiting))  # measuring lanes carries out their first steps
-            try:
-                with deadline(batch.wall_s, journal.dump):
-                    width = sizing.lanes(batch, waiting, sizing.device_for(batch))
-            except WallLimit:
-                width = 1  # the run itself will show it, as its row
-            group, waiting = waiting[:width], waiting[width:]
-            for rows in _run_group(batch, group, engine, journal):
+            group = keeper.begun(waiting)
+            if not group:
+                journal.begin(_ids(waiting))  # measuring lanes carries out their first steps
+                try:
+                    with deadline(batch.wall_s, journal.dump):
+                        width = sizing.lanes(batch, waiting, sizing.device_for(batch))
+                except WallLimit:
+                    width = 1  # the run itself will show it, as its row
+                group = waiting[:width]
+            taken = set(_ids(group))
+            waiting = [planned for planned in waiting if planned.run.run_id not in taken]
+            for rows in _run_group(batch, group, engine, journal, keeper):
                 tables.runs.append(runs_table(rows.runs))
                 tables.metrics.append(metrics_table(rows.metrics))
                 if rows.arrays["run_id"]:
@@ -139,8 +149,10 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
                 progress.lanes = max(progress.lanes, len(rows.runs))
             journal.end()
             pending = True
-            if waiting and time.monotonic() - flushed >= FLUSH_SECONDS:
+            due: bool = ranks.agree(time.monotonic() - flushed >= FLUSH_SECONDS)
+            if waiting and due:
                 tables.write(store, batch.batch_id)
+                keeper.drop()
                 pending, flushed = False, time.monotonic()
                 yield progress
                 progress = Progress(batch.batch_id)
@@ -148,6 +160,7 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
         # Also on Ctrl-C: what has been computed is kept.
         if pending:
             tables.write(store, batch.batch_id)
+            keeper.drop()
         journal.close()
     progress.finished = True
     yield progress
@@ -167,6 +180,41 @@ def _finished(part: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
     }
 
 
+class _Keeper:
+    """The checkpoints of a batch's groups."""
+
+    def __init__(self, store: SuiteStore, batch: Batch) -> None:
+        self._folder = store.checkpoints
+        self._batch = batch
+        self._ended: list[Saves] = []
+
+    def begun(self, waiting: Sequence[Planned]) -> list[Planned]:
+        """Return those of the waiting runs that were trained together until a process died."""
+        if self._batch.checkpoint is None:
+            return []
+        ranks = Ranks.current()
+        found = set(ranks.agree(begun(self._folder, _ids(waiting)) if ranks.first else []))
+        group = [planned for planned in waiting if planned.run.run_id in found]
+        most = self._batch.resources.lanes
+        return group[:most] if isinstance(most, int) else group
+
+    def saves(self, group: Sequence[Planned]) -> Saves | None:
+        """Return the checkpoints of a group that is about to be trained."""
+        spec = self._batch.checkpoint
+        if spec is None:
+            return None
+        return Saves(self._folder, _ids(group), spec.every, spec.keep, Ranks.current())
+
+    def end(self, saves: Saves | None) -> None:
+        """Note that a group has ended: its checkpoints go once its rows are stored."""
+        self._ended += [saves] if saves else []
+
+    def drop(self) -> None:
+        """Remove the checkpoints of groups whose rows are stored."""
+        while self._ended:
+            self._ended.pop().drop()
+
+
 @dataclass
 class _Rows:
     runs: list[dict[str, Any]]
@@ -183,18 +231,20 @@ class _Failed:
 
 
 def _run_group(
-    batch: Batch, group: Sequence[Planned], engine: str, journal: Journal
+    batch: Batch, group: Sequence[Planned], engine: str, journal: Journal, keeper: _Keeper
 ) -> Iterator[_Rows]:
     """Yield the rows of a group; one that fails is split until the runs at fault are alone."""
     started = dt.datetime.now(dt.UTC)
     clock = time.perf_counter()
     accounts: Sequence[Account | _Failed] = ()
-    count, tight = 2, False
+    ranks, count, tight = Ranks.current(), 2, False
     journal.begin(_ids(group))
+    saves = keeper.saves(group)
     try:
         with deadline(batch.wall_s, journal.dump):
-            accounts = _execute(batch, group)
+            accounts = _execute(batch, group, saves)
     except Exception as error:  # noqa: BLE001  (any failure of a run is a row with its reason)
+        ranks.require_all(failed=True)
         if len(group) == 1:
             accounts = [_Failed(reason(error), "".join(traceback.format_exception(error))[-8000:])]
         elif tight := sizing.is_out_of_memory(error):
@@ -202,15 +252,18 @@ def _run_group(
             sizing.remember_limit(batch, len(group) // 2, why)
         elif isinstance(error, WallLimit):
             count = PIECES  # each try may take as long again
+    if accounts and not isinstance(accounts[0], _Failed):
+        ranks.require_all(failed=False)
     if not accounts:
         if tight:
             # Not until here, where the exception and all that its frames held are gone.
             gc.collect()
             torch.cuda.empty_cache()
         for piece in pieces(group, count):
-            yield from _run_group(batch, piece, engine, journal)
+            yield from _run_group(batch, piece, engine, journal, keeper)
         return
-    wall = (time.perf_counter() - clock) / len(group)
+    keeper.end(saves)
+    wall = (time.perf_counter() - clock + (saves.before if saves else 0.0)) / len(group)
     shared = {
         "suite": batch.suite,
         "scale": batch.scale,
@@ -219,7 +272,7 @@ def _run_group(
         "wall_s": wall,
         "engine": engine,
         "lanes": len(group),
-        "ranks": 1,
+        "ranks": ranks.size,
         "log": sizing.memory_note(batch),
         **_place(str(sizing.device_for(batch))),
     }
@@ -230,12 +283,18 @@ def _ids(runs: Sequence[Planned]) -> list[str]:
     return [planned.run.run_id for planned in runs]
 
 
-def _execute(batch: Batch, group: Sequence[Planned]) -> list[Account]:
+def _execute(batch: Batch, group: Sequence[Planned], saves: Saves | None) -> list[Account]:
     procedure = group[0].run.procedure
     device = sizing.device_for(batch)
     compiling = sizing.compiling(batch, len(group))
-    lanes = Lanes(len(group), device=device, dtype=DTYPES[procedure.dtype], compiling=compiling)
-    recorder = Recorder(lanes)
+    lanes = Lanes(
+        len(group),
+        device=device,
+        dtype=DTYPES[procedure.dtype],
+        compiling=compiling,
+        ranks=Ranks.current(),
+    )
+    recorder = Recorder(lanes, saves)
     procedure.execute(lanes, [planned.run for planned in group], recorder)
     sizing.remember_trained(batch, len(group), lanes.compiled)
     return recorder.accounts()

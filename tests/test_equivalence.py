@@ -115,7 +115,7 @@ def arms(base: Train, count: int) -> list[Run[Train]]:
 def execute(runs: Sequence[Run[Train]]) -> list[Account]:
     """The runs as one group."""
     batch = Batch("test", "test", "", tuple(Planned(run, {}) for run in runs), Resources())
-    accounts = work._execute(batch, batch.runs)
+    accounts = work._execute(batch, batch.runs, None)
     assert all(isinstance(account, Account) for account in accounts)
     return cast("list[Account]", accounts)
 

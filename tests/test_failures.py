@@ -25,6 +25,7 @@ import torch
 
 from raybench import store as results
 from raybench import tables, usercode, work
+from raybench.checkpoints import Saves
 from raybench.cluster import connect
 from raybench.errors import RefusedError
 from raybench.journal import Journal, Journals, folder_of
@@ -421,13 +422,13 @@ def test_memory_is_free_again_before_the_halves(
     original = work._execute
     held: list[weakref.ref[Weights]] = []
 
-    def execute(batch: Batch, group: Sequence[Planned]) -> list[Account]:
+    def execute(batch: Batch, group: Sequence[Planned], saves: Saves | None) -> list[Account]:
         assert [ref for ref in held if ref() is not None] == []
         if len(group) > 2:
             weights = Weights()
             held.append(weakref.ref(weights))
             raise torch.OutOfMemoryError("tried to allocate 3 GiB")
-        return original(batch, group)
+        return original(batch, group, saves)
 
     monkeypatch.setattr(work, "_execute", execute)
     eight = {**rates(0.1), "seeds": 16, "resources.lanes": 8, "resources.batch": 16}

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from raybench import rng
-from raybench.lanes import Clock, Lanes
+from raybench.clock import Clock
+from raybench.lanes import Lanes
 from raybench.optim import OPTIMIZERS
 from raybench.record import Recorder
 from raybench.rng import Seed

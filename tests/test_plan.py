@@ -16,6 +16,7 @@ from torch import nn
 
 import raybench
 from raybench import cost, sizing, work
+from raybench.checkpoints import Saves
 from raybench.errors import NothingMatched, RaybenchError, RefusedError
 from raybench.local import LocalExecutor
 from raybench.models import MODELS
@@ -474,11 +475,13 @@ def group_sizes(monkeypatch: pytest.MonkeyPatch, fits: int, error: Exception) ->
     """Let groups of more than `fits` lanes fail; return the list that groups are noted in."""
     original, sizes = work._execute, []
 
-    def execute(batch: Batch, group: Sequence[Planned]) -> list[Account | Exception]:
+    def execute(
+        batch: Batch, group: Sequence[Planned], saves: Saves | None
+    ) -> list[Account | Exception]:
         sizes.append(len(group))
         if len(group) > fits:
             raise error
-        return original(batch, group)
+        return original(batch, group, saves)
 
     monkeypatch.setattr(work, "_execute", execute)
     return sizes
@@ -516,12 +519,14 @@ def test_an_interruption_keeps_what_was_computed(
 ) -> None:
     original, count = work._execute, 0
 
-    def execute(batch: Batch, group: Sequence[Planned]) -> list[Account | Exception]:
+    def execute(
+        batch: Batch, group: Sequence[Planned], saves: Saves | None
+    ) -> list[Account | Exception]:
         nonlocal count
         count += 1
         if count == 3:
             raise KeyboardInterrupt
-        return original(batch, group)
+        return original(batch, group, saves)
 
     one = suite("seeds: 6\n", resources__lanes=1, resources__batch=6)
     with monkeypatch.context() as patch:
@@ -703,7 +708,9 @@ def test_shuffled_runs_make_the_same_results() -> None:
     def results(order: Sequence[Planned]) -> dict[str, Any]:
         found = {}
         for batch in batches(order, suite="s", scale="", resources=resources, slots=1):
-            for planned, account in zip(batch.runs, work._execute(batch, batch.runs), strict=True):
+            for planned, account in zip(
+                batch.runs, work._execute(batch, batch.runs, None), strict=True
+            ):
                 found[planned.run.run_id] = account
         return found
 

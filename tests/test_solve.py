@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from raybench.clock import Clock
 from raybench.data import DATA
-from raybench.lanes import Clock, Lanes
+from raybench.lanes import Lanes
 from raybench.procedures import PROCEDURES, solve
 from raybench.procedures.base import DTYPES
 from raybench.procedures.least_squares import LeastSquares

@@ -17,7 +17,7 @@ from raybench.lanes import Lanes
 from raybench.procedures import PROCEDURES
 from raybench.procedures.base import DTYPES
 from raybench.procedures.feed import Extent, Feed
-from raybench.procedures.network import Losses
+from raybench.procedures.losses import Losses
 from raybench.record import Account, Recorder
 from raybench.rng import Seed
 from raybench.spec import Run

@@ -79,6 +79,22 @@ class RayExecutor:
         A batch whose process dies is reported as broken, with the reason, and is not retried:
         who was in flight is for the caller to find out.
         """
+        shared = [batch for batch in batches if batch.resources.ranks > 1]
+        with contextlib.ExitStack() as stack:
+            if shared:
+                from raybench.cluster.gang import Gangs
+
+                gangs = stack.enter_context(Gangs(shared, store, on_progress, self.resources))
+                on_progress = gangs.report
+            self._run_alone([b for b in batches if b.resources.ranks == 1], store, on_progress)
+
+    def _run_alone(
+        self,
+        batches: Sequence[Batch],
+        store: SuiteStore,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        """Carry out batches of runs that are each trained by one process."""
         # By what Ray has to know of them: all others go through the same workers.
         kinds: dict[tuple[float, float], list[Batch]] = {}
         for batch in batches:

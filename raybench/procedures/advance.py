@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -15,6 +15,7 @@ from torch import Tensor
 from raybench import compiling
 from raybench.compiling import Function, NotCompiled
 from raybench.lanes import Lanes, Params, flatten, refill
+from raybench.procedures.feed import Piece
 from raybench.procedures.network import Network
 from raybench.procedures.stepper import Stepper
 from raybench.spec import Json, Spec, digest, hyper_fields
@@ -101,68 +102,70 @@ class Advance:
             and lanes.dtype == torch.float32  # float64 is for exactness
             and lanes.clock.stop_after is None
             and not stepper.foreign
+            and lanes.ranks.size == 1
         )
         self._seen: dict[tuple[object, ...], _Seen] = {}
         self._total = 0
         self._numbers: tuple[Spec, Spec] | None = None
 
-    def step(self, at: Place, x: Tensor, y: Tensor, factor: float, left: int) -> Step:
+    def step(self, at: Place, pieces: Iterable[Piece], factor: float, left: int) -> Step:
         """Return where the runs are after a step.
 
         Args:
             at: where they are.
-            x: their rows.
-            y: the targets.
+            pieces: of their rows and targets.
             factor: of the learning rate.
             left: steps of the fit that are still to come, this one included.
         """
         if not self._able or not self._total:  # the first step checks the model, and warms up
             self._total += 1
-            return self.carry_out(at, x, y, factor)
+            return self.carry_out(at, pieces, factor)
         self._total += 1
-        seen = self._seen_before(at, x, y)
+        [piece] = pieces
+        seen = self._seen_before(at, piece)
         seen.count += 1
         kind = seen.kind
         if not kind.settled and (kind.timed >= _TIMED or self._lanes.compiling.mode == "on"):
             if not seen.asked:
                 seen.asked = True
-                self._ask(seen, at, (x, y, factor), left)
+                self._ask(seen, at, piece, factor, left)
         elif not kind.settled:
-            return self._timed(kind, partial(self.carry_out, at, x, y, factor))
+            return self._timed(kind, partial(self.carry_out, at, [piece], factor))
         if kind.function is None:
-            return self.carry_out(at, x, y, factor)
+            return self.carry_out(at, [piece], factor)
         self._lanes.compiled = max(self._lanes.compiled, self._lanes.size)
         try:
-            return self._called(kind.function, kind.result, at, x, y, factor)
+            return self._called(kind.function, kind.result, at, piece, factor)
         except (
             RuntimeError,
             AssertionError,
         ) as error:  # no step has a side effect: it can be taken again
             kind.function = None
             _log.warning("a compiled step failed, and is taken as before: %s", error)
-            return self.carry_out(at, x, y, factor)
+            return self.carry_out(at, [piece], factor)
 
-    def carry_out(self, at: Place, x: Tensor, y: Tensor, factor: float) -> Step:
+    def carry_out(self, at: Place, pieces: Iterable[Piece], factor: float) -> Step:
         """Return where the runs are after a step that is not compiled."""
-        grads, loss, buffers = self._network.step_gradient(at.params, at.buffers, x, y)
+        grads, loss, buffers = self._network.step_gradient(at.params, at.buffers, pieces)
         grads = masked(grads, at.masks)
         params, state = self._stepper.update(grads, at.state, at.params, factor)
         return Place(masked(params, at.masks), state, buffers, at.masks), loss
 
     def function(
-        self, at: Place, x: Tensor, y: Tensor, factor: float
+        self, at: Place, piece: Piece, factor: float
     ) -> tuple[Function, list[Tensor], list[Any]]:
         """Return a step as a function of tensors, those to call it with, and a list.
 
         The function appends to the list what it returns, in its own form.
         """
-        tensors, restore = flatten(self._arguments(at, x, y, factor))
+        tensors, restore = flatten(self._arguments(at, piece, factor))
         results: list[Any] = []
 
         def on_tensors(*values: Tensor) -> Sequence[Tensor]:
             rule, packed, buffers, masks, x, y, factor = restore(values)
             params, state = self._stepper.unpack(packed, at.params)
-            grads, loss, buffers = self._network.gradient(params, buffers, x, y)
+            rows = [Piece(x, y, piece.rows)]
+            grads, loss, buffers = self._network.summed_gradient(rows, params, buffers)
             grads = masked(grads, masks)
             params, state = self._stepper.update(grads, state, params, factor, rule)
             results.append((self._stepper.pack(masked(params, masks), state), buffers, loss))
@@ -170,14 +173,14 @@ class Advance:
 
         return on_tensors, tensors, results
 
-    def _arguments(self, at: Place, x: Tensor, y: Tensor, factor: float) -> tuple[Any, ...]:
+    def _arguments(self, at: Place, piece: Piece, factor: float) -> tuple[Any, ...]:
         """Return what a step depends on; all numbers in it as tensors, lest they be constants."""
         rule = self._stepper.rule
         if self._numbers is None or self._numbers[0] is not rule:
             self._numbers = (rule, self._as_tensors(rule))
         packed = self._as_tensors(self._stepper.pack(at.params, at.state))
         rate = torch.full((), factor, dtype=torch.float64, device=self._lanes.device)
-        return self._numbers[1], packed, at.buffers, at.masks, x, y, rate
+        return self._numbers[1], packed, at.buffers, at.masks, piece.x, piece.y, rate
 
     def _as_tensors(self, value: Any) -> Any:
         if isinstance(value, Spec):
@@ -195,9 +198,9 @@ class Advance:
         return value
 
     def _called(
-        self, function: Function, result: Any, at: Place, x: Tensor, y: Tensor, factor: float
+        self, function: Function, result: Any, at: Place, piece: Piece, factor: float
     ) -> Step:
-        tensors, _ = flatten(self._arguments(at, x, y, factor))
+        tensors, _ = flatten(self._arguments(at, piece, factor))
         packed, buffers, loss = refill([result], function(*tensors))
         params, state = self._stepper.unpack(packed, at.params)
         return Place(params, state, buffers, at.masks), loss
@@ -209,18 +212,18 @@ class Advance:
         kind.timed += 1
         return found[0]
 
-    def _seen_before(self, at: Place, x: Tensor, y: Tensor) -> _Seen:
+    def _seen_before(self, at: Place, piece: Piece) -> _Seen:
         # Within a fit all other shapes follow from these.
-        shape = (self._lanes.size, x.shape, x.stride(), y.stride())
+        shape = (self._lanes.size, piece.x.shape, piece.x.stride(), piece.y.stride())
         if shape not in self._seen:
-            tensors, _ = flatten(self._arguments(at, x, y, 1.0))
+            tensors, _ = flatten(self._arguments(at, piece, 1.0))
             kinds: Json = [[str(t.dtype), [*t.shape], [*t.stride()]] for t in tensors]
             names: Json = [*(at.masks or {})]
             key = digest([self._form, str(self._lanes.device), names, kinds])
             self._seen[shape] = _Seen(_kinds.setdefault(key, _Kind()))
         return self._seen[shape]
 
-    def _ask(self, seen: _Seen, at: Place, rest: tuple[Any, ...], left: int) -> None:
+    def _ask(self, seen: _Seen, at: Place, piece: Piece, factor: float, left: int) -> None:
         """Compile a step if it is expected to pay, and keep it if it does."""
         kind, past, told = seen.kind, compiling.experience, self._lanes.compiling
         # A shape of a part of the steps is met as often from here on as it was so far.
@@ -250,7 +253,7 @@ class Advance:
         # Whatever happens from here on, even the end of the group's time, is not tried again.
         kind.settled = True
         try:
-            function, tensors, results = self.function(at, *rest)
+            function, tensors, results = self.function(at, piece, factor)
             graph = compiling.traced(function, tensors)
             kind.nodes = compiling.nodes(graph)
             if not always and not worth(kind.nodes):
@@ -258,8 +261,8 @@ class Advance:
                 return
             result = _hollow(results[-1])
             made = compiling.compiled(graph, tensors)
-            self._compare(made, result, at, rest)
-            before, after = self._times(made, result, at, rest)
+            self._compare(made, result, at, piece, factor)
+            before, after = self._times(made, result, at, piece, factor)
         except NotCompiled as error:
             _log.warning("steps are carried out as they are, not compiled: %s", error)
             return
@@ -278,10 +281,10 @@ class Advance:
             "compiled from here on" if used else "not compiled",
         )
 
-    def _compare(self, made: Function, result: Any, at: Place, rest: tuple[Any, ...]) -> None:
+    def _compare(self, made: Function, result: Any, at: Place, piece: Piece, factor: float) -> None:
         """Raise NotCompiled if a compiled step leads elsewhere than the step does as it is."""
-        own, own_loss = self.carry_out(at, *rest)
-        other, other_loss = self._called(made, result, at, *rest)
+        own, own_loss = self.carry_out(at, [piece], factor)
+        other, other_loss = self._called(made, result, at, piece, factor)
         pairs = [(own_loss, other_loss, torch.zeros_like(own_loss))]
         pairs += [(own.params[name], other.params[name], at.params[name]) for name in at.params]
         for one, two, before in pairs:
@@ -293,14 +296,16 @@ class Advance:
                 raise NotCompiled(f"results differ by {float(apart):.3g} after one step")
 
     def _times(
-        self, made: Function, result: Any, at: Place, rest: tuple[Any, ...]
+        self, made: Function, result: Any, at: Place, piece: Piece, factor: float
     ) -> tuple[float, float]:
         """Return the least seconds of a step as it is and compiled, taken in turns."""
         device = self._lanes.device
         before = after = math.inf
         for _ in range(_TIMED):
-            own = compiling.seconds_of(partial(self.carry_out, at, *rest), device)
-            other = compiling.seconds_of(partial(self._called, made, result, at, *rest), device)
+            own = compiling.seconds_of(partial(self.carry_out, at, [piece], factor), device)
+            other = compiling.seconds_of(
+                partial(self._called, made, result, at, piece, factor), device
+            )
             before, after = min(before, own), min(after, other)
         return before, after
 

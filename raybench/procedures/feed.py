@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 from raybench.data import Data, Dataset
 from raybench.data.augment import augment, standardise
 from raybench.lanes import Lanes
-from raybench.rng import Seed, fold, key, stream
+from raybench.ranks import Rows, cut
+from raybench.rng import Seed, fold, key, rows_from, stream
 
 Order: TypeAlias = Literal["reshuffled", "fixed"]
 """Of training rows: drawn anew for each epoch, or once for all epochs."""
@@ -27,6 +28,20 @@ class Extent(NamedTuple):
 
     train_rows: int | None = None
     whole_batches: bool = False
+
+
+class Piece(NamedTuple):
+    """Rows and targets that are worked on together: a batch, a pass over a split, or a part of one.
+
+    Attributes:
+        x: the rows, [K, N, ...] when stacked.
+        y: their targets.
+        rows: which of the whole they are.
+    """
+
+    x: Tensor
+    y: Tensor
+    rows: Rows
 
 
 _KEEP = 2**26  # bytes of a split that are kept gathered from one measurement to the next
@@ -78,8 +93,8 @@ class Feed:
         self._per_image = data[0].per_image
         self._sequential = data[0].sequential
         self._fixed = order == "fixed"
-        self._whole: tuple[Tensor, Tensor] | None = None
-        self._kept: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._whole: dict[Rows, tuple[Tensor, Tensor]] = {}
+        self._kept: dict[str, list[Piece]] = {}
         self._order = self._rows = torch.empty(0)
         # The runs of a search have one seed: then a batch is gathered once and shown to all lanes.
         self._one_order = len({seed.of("order/epochs") for seed in seeds}) == 1
@@ -104,7 +119,7 @@ class Feed:
             self._order, self._rows = self._lanes.take((self._order, self._rows), places)
         if self._measured is not None:
             self._measured = self._lanes.take(self._measured, places)
-        self._whole = None
+        self._whole = {}
         self._kept = {}
 
     def has(self, split: str) -> bool:
@@ -113,14 +128,34 @@ class Feed:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the rows and targets of training step `step`; steps are asked for in order."""
+        return self._training(step, self._of_step(step))
+
+    def pieces(self, step: int, number: int = 1) -> Iterator[Piece]:
+        """Yield this rank's part of each piece of a step's batch, gathered when asked for.
+
+        Args:
+            step: as for `batch`.
+            number: of pieces; fewer where there are fewer rows.
+        """
+        for piece in cut(self._of_step(step), number):
+            if piece.count:
+                rows = self._lanes.ranks.part(piece)
+                yield Piece(*self._training(step, rows), rows)
+
+    def _of_step(self, step: int) -> Rows:
+        start = step % self.steps_per_epoch * self.batch_size
+        return Rows.all_of(min(self.batch_size, self.num_train - start))
+
+    def _training(self, step: int, rows: Rows) -> tuple[Tensor, Tensor]:
         if self.batch_size == self.num_train and not self._sequential:
             # Full batch: the order cannot matter, so the rows are gathered once and kept.
-            if self._whole is None:
-                self._whole = self._pool.part("train", 0, None)
-            x, y = self._whole
+            if rows not in self._whole:
+                self._whole[rows] = self._pool.part("train", rows.start, rows.stop)
+            x, y = self._whole[rows]
         else:
             epoch, within = divmod(step, self.steps_per_epoch)
-            start, end = within * self.batch_size, (within + 1) * self.batch_size
+            first = within * self.batch_size
+            start, end = first + rows.start, first + rows.stop
             if self._sequential:
                 x, y = self._pool.part("train", start, end)
             else:
@@ -130,13 +165,18 @@ class Feed:
                     "train", self._order[..., start:end], self._rows[..., start:end]
                 )
         if self._augmentations:
-            x = self._lanes.map(
-                lambda rows, noise: augment(rows, self._augmentations, fold(noise, step))
-            )(x, self._noise)
+            with rows_from(rows.start, rows.count):
+                x = self._lanes.map(
+                    lambda images, noise: augment(images, self._augmentations, fold(noise, step))
+                )(x, self._noise)
         return self._standardised(x), y
 
     def split(self, name: str, rows: int | None = None) -> list[tuple[Tensor, Tensor]]:
-        """Return the rows and targets of a whole split, in passes of bounded size.
+        """Return the rows and targets of `passes`."""
+        return [(x, y) for x, y, _ in self.passes(name, rows)]
+
+    def passes(self, name: str, rows: int | None = None) -> list[Piece]:
+        """Return a whole split in passes of bounded size, of each this rank's part.
 
         Args:
             name: of the split.
@@ -148,13 +188,14 @@ class Feed:
         total = self._total(name, rows)
         passes = []
         for start in range(0, total, rows or _CHUNK):
-            end = min(start + (rows or _CHUNK), total)
+            part = self._lanes.ranks.part(Rows.all_of(min(rows or _CHUNK, total - start)))
+            low, high = start + part.start, start + part.stop
             if name == "train" and self._measured is not None:
-                x, y = self._pool.chosen(name, self._measured[..., start:end])
+                x, y = self._pool.chosen(name, self._measured[..., low:high])
             else:
-                x, y = self._pool.part(name, start, end)
-            passes.append((self._standardised(x), y))
-        if sum(x.nbytes + y.nbytes for x, y in passes) <= _KEEP:
+                x, y = self._pool.part(name, low, high)
+            passes.append(Piece(self._standardised(x), y, part))
+        if sum(x.nbytes + y.nbytes for x, y, _ in passes) <= _KEEP:
             self._kept[name] = passes
         return passes
 

@@ -12,7 +12,8 @@ from torch.func import grad, vjp, vmap
 
 from raybench.lanes import Lanes, Params
 from raybench.optim import ForeignOptimizer
-from raybench.procedures.network import Bound, Losses, record_all
+from raybench.procedures.losses import Losses
+from raybench.procedures.network import Bound, record_all
 from raybench.procedures.stepper import Stepper
 from raybench.procedures.train import Course, Train
 from raybench.record import Recorder
@@ -96,8 +97,8 @@ class Lazy(Train):
         moving = lanes.stack([torch.ones(())] * lanes.size)
         taken = torch.zeros_like(moving)
         for step in range(course.total):
-            x, y = course.feed.batch(step)
-            grads, loss, new_buffers = course.network.step_gradient(params, buffers, x, y)
+            pieces = course.feed.pieces(step, self.accumulate)
+            grads, loss, new_buffers = course.network.step_gradient(params, buffers, pieces)
             factor = self.schedule.factor(step, course.total, course.feed.steps_per_epoch)
             new_params, state = stepper.update(grads, state, params, factor)
             params, buffers, moving = keep(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,85 +14,15 @@ from raybench.data import Task
 from raybench.errors import RaybenchError
 from raybench.lanes import Lanes, Params
 from raybench.models import Model
-from raybench.models.base import Memory
+from raybench.models.base import Dropout, Memory, Noise
 from raybench.probes import Probe, View
-from raybench.procedures.feed import Feed
+from raybench.procedures.feed import Feed, Piece
+from raybench.procedures.losses import Losses, LossName
+from raybench.procedures.norms import share_statistics
 from raybench.procedures.stacked import Layer, chain
+from raybench.ranks import Rows
 from raybench.record import Recorder
-from raybench.rng import Seed
-
-LossName = Literal["auto", "cross_entropy", "mse", "half_squares", "elbo", "output"]
-
-
-class Losses:
-    """A loss by name, of each row and of a whole batch.
-
-    `mse` is the mean over outputs of squared differences, from one-hot targets for classes;
-    `half_squares` is half their sum. `elbo` is that of a variational autoencoder whose outputs are
-    [reconstruction D, mean L, log deviation s L] for targets [D]: the sum of squared differences,
-    and -1/2 sum(1 + 2 s - mean^2 - exp(2 s))  (Kingma and Welling 2014, appendix B). `output`: the
-    model's one output is the loss of the row.
-
-    Args:
-        name: `auto` is cross_entropy for classes, mse for regression.
-        task: what the targets are.
-        fused: whether it is lifted over lanes: then there is a faster way than PyTorch's own.
-    """
-
-    def __init__(self, name: LossName, task: Task, *, fused: bool = False) -> None:
-        self._classes, self._fused = task.classes, fused
-        if name == "auto":
-            name = "cross_entropy" if task.classes else "mse"
-        if name == "cross_entropy" and not task.classes:
-            raise RaybenchError("loss cross_entropy needs classes; set loss: mse for regression")
-        if name == "elbo" and task.classes:
-            raise RaybenchError("loss elbo compares with the input; set data.target: input")
-        self._name = name
-
-    def rows(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of each row, [N], from outputs [N, O] or [N, T, O]."""
-        if self._name == "cross_entropy":
-            if y.dim() == 1:
-                return self._of_classes(outputs, y)
-            each = nn.functional.cross_entropy(outputs.flatten(0, 1), y.flatten(), reduction="none")
-            return each.view(y.shape).mean(-1)
-        if self._name == "mse":
-            return (outputs - self._targets(outputs, y)).square().mean(-1)
-        if self._name == "half_squares":
-            return (outputs - self._targets(outputs, y)).square().sum(-1) / 2
-        return _elbo(outputs, y) if self._name == "elbo" else outputs.squeeze(-1)
-
-    def mean(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Return the mean loss of a batch, a scalar."""
-        if self._name == "cross_entropy" and y.dim() == 1 and not self._fused:
-            return nn.functional.cross_entropy(outputs, y)
-        if self._name == "mse":
-            return (outputs - self._targets(outputs, y)).square().mean()
-        return self.rows(outputs, y).mean()
-
-    def _of_classes(self, outputs: Tensor, y: Tensor) -> Tensor:
-        if not self._fused:
-            return nn.functional.cross_entropy(outputs, y, reduction="none")
-        # Over the first axis: PyTorch vectorizes a softmax over other axes than the last, which
-        # makes it up to thirty times faster for few classes.
-        return -outputs.T.contiguous().log_softmax(0).gather(0, y[None]).squeeze(0)
-
-    def _targets(self, outputs: Tensor, y: Tensor) -> Tensor:
-        if not self._classes:
-            return y
-        return (y[:, None] == torch.arange(self._classes, device=y.device)).to(outputs.dtype)
-
-
-def _elbo(outputs: Tensor, y: Tensor) -> Tensor:
-    width = y.shape[-1]
-    if outputs.shape[-1] <= width or (outputs.shape[-1] - width) % 2:
-        raise RaybenchError(
-            f"loss elbo needs outputs [reconstruction, mean, log deviation] for {width} numbers, "
-            f"and the model has {outputs.shape[-1]}; use model: vae"
-        )
-    mean, log_std = outputs[..., width:].chunk(2, dim=-1)
-    divergence = -0.5 * (1 + 2 * log_std - mean.square() - (2 * log_std).exp()).sum(-1)
-    return (outputs[..., :width] - y).square().sum(-1) + divergence
+from raybench.rng import Seed, rows_from
 
 
 class Bound:
@@ -147,7 +77,10 @@ class Network:
         self._losses = Losses(loss, task, fused=lanes.fused)
         shape = (task.inputs, task.outputs)
         skeleton = model.skeleton(*shape).eval()
-        self._train = Bound(copy.deepcopy(skeleton).train())
+        trained = copy.deepcopy(skeleton).train()
+        if lanes.ranks.size > 1:
+            share_statistics(trained, lanes.ranks)
+        self._train = Bound(trained)
         self._eval = Bound(skeleton)
         states = [model.state(skeleton, *shape, seed) for seed in seeds]
         self.params, self.buffers = lanes.stack(states)
@@ -158,6 +91,11 @@ class Network:
             f"{prefix}.state"
             for prefix, layer in skeleton.named_modules()
             if isinstance(layer, Memory)
+        ]
+        self._calls = [
+            f"{prefix}.calls" if prefix else "calls"
+            for prefix, layer in skeleton.named_modules()
+            if isinstance(layer, Dropout | Noise)
         ]
         self._chain = (
             None if self._memory else chain(lanes, self._train.module, self._lifted, trains=True)
@@ -208,15 +146,22 @@ class Network:
         return buffers | {name: torch.zeros_like(buffers[name]) for name in self._memory}
 
     def step_gradient(
-        self, params: Params, buffers: Params, x: Tensor, y: Tensor
+        self, params: Params, buffers: Params, pieces: Iterable[Piece]
     ) -> tuple[Params, Tensor, Params]:
-        """Return gradients, losses [K] and new buffers; refuse a module that draws global noise."""
+        """Return gradients, losses [K] and new buffers of one batch, over its pieces and all ranks.
+
+        Each piece counts for its share of the rows. Noise is that of the batch as a whole; batch
+        norm sees the rows of one piece, on all ranks.
+
+        Raises:
+            RaybenchError: the module draws noise from PyTorch's global generator.
+        """
         if self._checked_noise:
-            return self.gradient(params, buffers, x, y)
+            return self.summed_gradient(pieces, params, buffers)
         self._checked_noise = True
         before = torch.get_rng_state()
         try:
-            result = self.gradient(params, buffers, x, y)
+            result = self.summed_gradient(pieces, params, buffers)
         except RuntimeError as error:
             if "randomness" in str(error):
                 raise RaybenchError(_GLOBAL_NOISE) from error
@@ -224,6 +169,21 @@ class Network:
         if not torch.equal(before, torch.get_rng_state()):
             raise RaybenchError(_GLOBAL_NOISE)
         return result
+
+    def summed_gradient(
+        self, pieces: Iterable[Piece], params: Params, buffers: Params
+    ) -> tuple[Params, Tensor, Params]:
+        """Do what `step_gradient` does, without looking for noise of the global generator."""
+        start = {name: buffers[name] for name in self._calls}
+        sums: Params = {}
+        for x, y, rows in pieces:
+            with rows_from(rows.start, rows.count):
+                grads, loss, buffers = self.gradient(
+                    params, buffers | start, x, y, share=rows.share
+                )
+            sums = _added(sums, {**grads, _LOSS: loss})
+        sums = self.lanes.ranks.sum(sums)
+        return sums, sums.pop(_LOSS), buffers
 
     def measure(
         self,
@@ -234,8 +194,8 @@ class Network:
         buffers: Params,
     ) -> dict[str, Tensor]:
         """Return the probes' numbers on a split by metric name, each [K]."""
-        passes = feed.split(split, feed.batch_size if self._memory else None)
-        numbers = sum(max(x[0].numel(), y[0].numel()) for x, y in passes)
+        passes = feed.passes(split, feed.batch_size if self._memory else None)
+        numbers = sum(self._numbers(piece) for piece in passes)
         measure: Callable[..., dict[str, Tensor]] = partial(self._measured, probes)
         if self.lanes.device.type == "cpu":
             measure = self.lanes.in_blocks(measure, max(_IN_CACHE // max(numbers, 1), 1))
@@ -244,13 +204,12 @@ class Network:
     def _measured(
         self,
         probes: Sequence[Probe],
-        passes: Sequence[tuple[Tensor, Tensor]],
+        passes: Sequence[Piece],
         params: Params,
         buffers: Params,
     ) -> dict[str, Tensor]:
-        dim = 1 if self.lanes.lifted else 0
-        outputs = _joined(self._all_outputs(passes, params, buffers), dim)
-        targets = _joined([y for _, y in passes], dim)
+        outputs = self._joined(self._all_outputs(passes, params, buffers), passes)
+        targets = self._joined([piece.y for piece in passes], passes)
         grads: Params = {}
         if any(probe.needs_gradient for probe in probes):
             grads = self._mean_gradient(passes, params, buffers)
@@ -264,14 +223,30 @@ class Network:
 
         return self.lanes.map(one)(outputs, targets, params, grads)
 
+    def _numbers(self, piece: Piece) -> int:
+        """Return the most numbers of one lane's rows of a pass that any rank has."""
+        most = max(rows.count for rows in self.lanes.ranks.parts(Rows.all_of(piece.rows.total)))
+        return most * max(value.shape[2:].numel() for value in (piece.x, piece.y))
+
+    def _joined(self, parts: Sequence[Tensor], passes: Sequence[Piece]) -> Tensor:
+        """Return what there is for the rows of each pass, those of all ranks, in order."""
+        dim = 1 if self.lanes.lifted else 0
+        ranks = self.lanes.ranks
+        whole = [
+            ranks.gather(part, [rows.count for rows in ranks.parts(Rows.all_of(total))], dim)
+            for part, total in zip(parts, (piece.rows.total for piece in passes), strict=True)
+        ]
+        return whole[0] if len(whole) == 1 else torch.cat(whole, dim)
+
     def _all_outputs(
-        self, passes: Sequence[tuple[Tensor, Tensor]], params: Params, buffers: Params
+        self, passes: Sequence[Piece], params: Params, buffers: Params
     ) -> list[Tensor]:
         if self._memory:
             buffers = self.forget(buffers)
         found = []
-        for x, _ in passes:
-            outputs, after = self._forward(params, buffers, x)
+        for x, _, rows in passes:
+            with rows_from(rows.start, rows.count):
+                outputs, after = self._forward(params, buffers, x)
             buffers = after if self._memory else buffers
             found.append(outputs)
         return found
@@ -288,17 +263,14 @@ class Network:
         squares = torch.stack([params[name].square().sum() for name in self._decayed])
         return loss + self._l2 / 2 * squares.sum()
 
-    def _mean_gradient(
-        self, passes: Sequence[tuple[Tensor, Tensor]], params: Params, buffers: Params
-    ) -> Params:
-        dim = 1 if self.lanes.lifted else 0
-        total = sum(y.shape[dim] for _, y in passes)
-        sums = {name: torch.zeros_like(p) for name, p in params.items()}
-        for x, y in passes:
-            grads, _, _ = self._eval_gradient(params, buffers, x, y)
-            for name, grad in grads.items():
-                sums[name] = sums[name] + grad * (y.shape[dim] / total)
-        return sums
+    def _mean_gradient(self, passes: Sequence[Piece], params: Params, buffers: Params) -> Params:
+        total = sum(piece.rows.total for piece in passes)
+        sums: Params = {}
+        for x, y, rows in passes:
+            with rows_from(rows.start, rows.count):
+                grads, _, _ = self._eval_gradient(params, buffers, x, y, share=rows.count / total)
+            sums = _added(sums, grads)
+        return self.lanes.ranks.sum(sums)
 
     def _eval_loss(
         self, params: Params, buffers: Params, x: Tensor, y: Tensor
@@ -307,8 +279,12 @@ class Network:
         return self._penalized(mean, params), {}
 
 
-def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+_LOSS = ""  # no parameter is called so
+
+
+def _added(sums: Params, values: Params) -> Params:
+    """Return sums with some values added; the values themselves if they are the first."""
+    return {name: sums[name] + value for name, value in values.items()} if sums else values
 
 
 _GLOBAL_NOISE = (

@@ -19,7 +19,7 @@ from raybench.probes import View
 from raybench.probes.loss import Error, Loss
 from raybench.procedures.base import Procedure
 from raybench.procedures.least_squares import LeastSquares
-from raybench.procedures.network import Losses
+from raybench.procedures.losses import Losses
 from raybench.record import Recorder
 from raybench.rng import Seed, stream
 from raybench.spec import Hyper, Run, Spec

@@ -136,6 +136,41 @@ class Stepper:
             return params, *self._lanes.take((flat, inner), places)
         return self._lanes.take(state, places)
 
+    def plain(self, state: Any) -> Any:
+        """Return what `restored` makes the state of, to be stored beside the weights."""
+        if self.foreign:
+            return [each | {"optimizer": each["optimizer"].state_dict()} for each in state[2]]
+        return self._lanes.plain(state[2] if self._flat else state)
+
+    def restored(
+        self,
+        plain: Any,
+        params: Params,
+        places: Sequence[int],
+        rows: Sequence[int],
+        *,
+        lifted: bool,
+    ) -> Any:
+        """Go on with the lanes at `places` only, from a state that was stored.
+
+        Args:
+            plain: the state of lanes of which these may be a part.
+            params: the weights that were stored with it, of the lanes that are left.
+            places: which lanes of this group are left.
+            rows: which of the stored ones they were.
+            lifted: whether those were lifted.
+        """
+        self._own = [self._own[place] for place in places]
+        if self.foreign:
+            state = self.init(params)
+            for each, place in zip(state[2], rows, strict=True):
+                each["optimizer"].load_state_dict(plain[place]["optimizer"])
+                each.update({key: plain[place][key] for key in ("rates", "lr")})
+            return state
+        self.rule = self._lanes.take(self.rule, places)
+        inner = self._lanes.restored(plain, rows, lifted=lifted)
+        return (params, {_ALL: self._join(params)}, inner) if self._flat else inner
+
     def _update_each(
         self, grads: Params, state: Any, params: Params, factor: float
     ) -> tuple[Params, Any]:

@@ -38,14 +38,22 @@ class Watch:
         recorder: what the targets are read from, and what is told.
         total: steps of the whole run.
         end: the step after which none is trained; see `ending`.
+        before: seconds of training that are behind already.
     """
 
-    def __init__(self, spec: Stop | None, recorder: Recorder, total: int, end: int) -> None:
+    def __init__(
+        self,
+        spec: Stop | None,
+        recorder: Recorder,
+        total: int,
+        end: int,
+        before: float = 0.0,
+    ) -> None:
         self._spec = spec or Stop()
         self._recorder = recorder
         self._total = total
         self._end = end
-        self._began = time.perf_counter()
+        self._began = time.perf_counter() - before
 
     def late(self) -> bool:
         """Return whether the wall time is over."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from raybench.checkpoints import Saved, Saves
 from raybench.data import DATA, Data
 from raybench.lanes import Lanes, Params
 from raybench.models import MODELS, Model, operations
@@ -19,7 +20,8 @@ from raybench.probes.loss import Error, Loss
 from raybench.procedures.advance import Advance, Place, masked
 from raybench.procedures.base import Procedure
 from raybench.procedures.feed import Extent, Feed, Order
-from raybench.procedures.network import LossName, Network, record_all
+from raybench.procedures.losses import LossName
+from raybench.procedures.network import Network, record_all
 from raybench.procedures.stepper import Stepper
 from raybench.procedures.stop import Stop, Watch, ending
 from raybench.record import Recorder, Times
@@ -63,6 +65,9 @@ class Train(Procedure):
     """How long: 160ep or 500it."""
     batch_size: int | None = Field(default=128, ge=1)
     """Rows in a batch; null for all of them."""
+    accumulate: int = Field(default=1, ge=1)
+    """In how many pieces a batch is worked on, one after the other, for batches that do not fit in
+    memory. Noise and gradients are those of the whole batch; batch norm sees one piece."""
     drop_last: bool = False
     """Whether the smaller batch at the end of an epoch is left out."""
     order: Order = "reshuffled"
@@ -123,7 +128,13 @@ class Train(Procedure):
         """Train the runs side by side."""
         course = Course(lanes, runs)
         lanes.clock.expect(course.end, len(course.due))
-        course.fit(course.network.params, course.network.buffers, recorder, narrow=True)
+        course.fit(
+            course.network.params,
+            course.network.buffers,
+            recorder,
+            narrow=True,
+            saves=recorder.saves,
+        )
 
 
 class Course:
@@ -167,6 +178,8 @@ class Course:
 
     def _step_form(self) -> Json:
         """Return what the work of a step depends on; None for steps that are not compiled."""
+        if self._spec.accumulate > 1:
+            return None  # its memory is what it saves
         stop = self._spec.stop
         if stop is not None and stop.wall is not None and self._lanes.compiling.mode == "auto":
             return None  # the time is for steps, of which a result then holds as many as there were
@@ -183,6 +196,7 @@ class Course:
         masks: Params | None = None,
         offset: int = 0,
         narrow: bool = False,
+        saves: Saves | None = None,
     ) -> tuple[Params, Params]:
         """Train from given weights and return the trained ones, with the buffers.
 
@@ -196,6 +210,8 @@ class Course:
             offset: added to the steps that are recorded, for procedures of several fits.
             narrow: whether lanes whose runs have ended leave the group, once at most half are left;
                 what is returned is then of the others, and the course is theirs from there on.
+            saves: checkpoints that are written on the way, and of which the furthest is where it
+                goes on; for a procedure of one fit without masks that may narrow its lanes.
         """
         recorder.fact("num_params", self.network.num_params)
         epoch, record = self.feed.steps_per_epoch, self._spec.record
@@ -204,8 +220,19 @@ class Course:
         params = masked(params, masks)
         state = optimizer.init(params)
         advance = Advance(self._lanes, self.network, optimizer, self._form)
-        watch = Watch(self._spec.stop, recorder, self.total, self.end)
-        for step in range(self.end + 1):
+        first, every = 0, self.end + 1
+        if saves is not None:
+            every = saves.every.resolve(epoch)
+            if saved := saves.load():
+                first = saved.step
+                params, buffers, state = self._restored(saved, recorder, optimizer)
+                if not self._lanes.size:
+                    return params, buffers
+        before = saves.before if saves else 0.0
+        watch = Watch(self._spec.stop, recorder, self.total, self.end, before)
+        for step in range(first, self.end + 1):
+            if saves is not None and step > first and step % every == 0 and step < self.end:
+                saves.save(step, self._plain(params, buffers, recorder, optimizer.plain(state)))
             recorder.reach(offset + step)
             if step % epoch == 0:
                 buffers = self.network.forget(buffers)
@@ -230,10 +257,46 @@ class Course:
                     state = optimizer.take(state, params, left)
             if step == self.end:
                 break
-            x, y = self.feed.batch(step)
+            pieces = self.feed.pieces(step, self._spec.accumulate)
             factor = self._spec.schedule.factor(step, self.total, epoch)
             at = Place(params, state, buffers, masks)
-            at, loss = advance.step(at, x, y, factor, self.end - step)
+            at, loss = advance.step(at, pieces, factor, self.end - step)
             params, state, buffers, _ = at
             recorder.watch(offset + step, loss)
         return params, buffers
+
+    def _plain(
+        self, params: Params, buffers: Params, recorder: Recorder, optimizer: Any
+    ) -> dict[str, Any]:
+        """Return all that a step depends on but the configs and seeds, to be stored.
+
+        Orders and noise are not in it: they follow from the seeds and the step.
+        """
+        return {
+            "lifted": self._lanes.lifted,
+            "members": self._lanes.members,
+            "weights": self._lanes.plain((params, buffers)),
+            "optimizer": optimizer,
+            "recorder": recorder.plain(),
+        }
+
+    def _restored(
+        self, saved: Saved, recorder: Recorder, optimizer: Stepper
+    ) -> tuple[Params, Params, Any]:
+        """Narrow the lanes to those that were left; return weights, buffers, optimizer state."""
+        state = saved.state
+        members: tuple[int, ...] = state["members"]
+        recorder.restore(state["recorder"], saved.places)
+        left = [lane for lane, place in enumerate(saved.places) if place in members]
+        rows = [members.index(saved.places[lane]) for lane in left]
+        self._lanes.narrow(left)
+        if not left:
+            return {}, {}, None
+        self.feed.take(left)
+        lifted = state["lifted"]
+        params, buffers = self._lanes.restored(state["weights"], rows, lifted=lifted)
+        return (
+            params,
+            buffers,
+            optimizer.restored(state["optimizer"], params, left, rows, lifted=lifted),
+        )

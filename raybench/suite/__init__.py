@@ -2,10 +2,11 @@
 
 from raybench.suite.expand import Planned, Suite
 from raybench.suite.load import load
-from raybench.suite.sections import Limits, Resources, Tune
+from raybench.suite.sections import Checkpoint, Limits, Resources, Tune
 from raybench.suite.source import Source, parse, parse_value, read
 
 __all__ = [
+    "Checkpoint",
     "Limits",
     "Planned",
     "Resources",

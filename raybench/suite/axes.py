@@ -25,13 +25,15 @@ class Assignment:
 class Option:
     """One point of an axis: what it sets, how it is called, and the space it opens.
 
-    `tune` holds what a case changes of the tuning protocol, each with its place in the file.
+    `tune` and `resources` hold what a case changes of these sections, each with its place in the
+    file.
     """
 
     sets: tuple[Assignment, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     search: Mapping[str, tuple[Distribution, Path]] = field(default_factory=dict)
     tune: Mapping[str, tuple[Any, Path]] = field(default_factory=dict)
+    resources: Mapping[str, tuple[Any, Path]] = field(default_factory=dict)
 
     def __add__(self, other: Option) -> Option:
         return Option(
@@ -39,7 +41,12 @@ class Option:
             {**self.labels, **other.labels},
             {**self.search, **other.search},
             {**self.tune, **other.tune},
+            {**self.resources, **other.resources},
         )
+
+
+_NOT_CONFIG: Final = ("search", "sweep", "tune", "resources")
+"""Keys of a case that set nothing of a run's config."""
 
 
 def assignments(values: Mapping[str, Any], path: Path) -> Iterator[Assignment]:
@@ -143,12 +150,13 @@ def _cases(value: Mapping[str, Any], path: Path, problems: list[Problem]) -> lis
         if not isinstance(body, Mapping):
             problems.append(Problem(inner, f"case {name!r} is a mapping of what it sets"))
             continue
-        rest = {k: item for k, item in body.items() if k not in ("search", "sweep", "tune")}
+        rest = {k: item for k, item in body.items() if k not in _NOT_CONFIG}
         own = Option(
             tuple(assignments(rest, inner)),
             {label: str(name)},
             search_space(body.get("search", {}), (*inner, "search"), problems),
-            _protocol(body.get("tune", {}), (*inner, "tune"), problems),
+            _changes("tune", body.get("tune", {}), "{one_shot: 3}", inner, problems),
+            _changes("resources", body.get("resources", {}), "{ranks: 2}", inner, problems),
         )
         nested = axes(body["sweep"], (*inner, "sweep"), problems) if "sweep" in body else []
         if any(label in option.labels for axis_options in nested for option in axis_options):
@@ -158,11 +166,15 @@ def _cases(value: Mapping[str, Any], path: Path, problems: list[Problem]) -> lis
     return options
 
 
-def _protocol(value: object, path: Path, problems: list[Problem]) -> dict[str, tuple[Any, Path]]:
+def _changes(
+    name: str, value: object, example: str, path: Path, problems: list[Problem]
+) -> dict[str, tuple[Any, Path]]:
+    """Return what a case changes of a section, by key."""
     if not isinstance(value, Mapping):
-        problems.append(Problem(path, "tune is a mapping of what the case changes: {one_shot: 3}"))
+        message = f"{name} is a mapping of what the case changes: {example}"
+        problems.append(Problem((*path, name), message))
         return {}
-    return {key: (item, (*path, key)) for key, item in value.items()}
+    return {key: (item, (*path, name, key)) for key, item in value.items()}
 
 
 def search_space(

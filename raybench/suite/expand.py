@@ -16,7 +16,18 @@ from raybench.suite.config import Config, Origins, copy, look_up, origin, put, p
 from raybench.suite.expr import Expression, ExpressionError
 from raybench.suite.later import Later
 from raybench.suite.protocol import Arm, Trial
-from raybench.suite.sections import ONE_SHOT, Halving, Limits, Resources, Seeds, Skip, Tune, section
+from raybench.suite.sections import (
+    ONE_SHOT,
+    Checkpoint,
+    Halving,
+    Limits,
+    Resources,
+    Seeds,
+    Skip,
+    Tune,
+    resources_of_case,
+    section,
+)
 from raybench.suite.source import Source
 from raybench.tables import build
 
@@ -37,6 +48,7 @@ class Planned:
     run: Run[Procedure]
     labels: Mapping[str, str | int]
     skipped: str = ""
+    resources: Resources | None = None
 
 
 @dataclass
@@ -64,6 +76,7 @@ class Suite:
     limits: Limits
     resources: Resources
     tune: Tune | None
+    checkpoint: Checkpoint | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     origins: dict[str, Path] = field(default_factory=dict)
 
@@ -292,8 +305,10 @@ class Suite:
             return
         reason = reason or procedure.check() or ""
         named = {**option.labels, **labels}
+        shared = self.document.get("resources", {})
+        own = resources_of_case(option.resources, shared, self.overrides, problems)
         for seed in seeds:
-            yield Planned(Run(procedure, seed), named, reason)
+            yield Planned(Run(procedure, seed), named, reason, own)
 
     def _halved(
         self, config: Config, halving: Halving, rung: int, problems: list[Problem]

@@ -12,6 +12,7 @@ from raybench.suite.config import copy, put
 from raybench.suite.expand import Suite
 from raybench.suite.sections import (
     SECTIONS,
+    SPECS,
     Limits,
     Resources,
     Seeds,
@@ -126,7 +127,7 @@ def _layer(
     return document, origins
 
 
-_MERGED = ("tune", "limits", "resources")
+_MERGED = ("tune", "limits", "resources", "checkpoint")
 """Sections of which a scale changes single keys."""
 
 
@@ -242,7 +243,7 @@ def _sections(
         for key, value in document.get("overrides", {}).items()
     ]
     typed: dict[str, Any] = {}
-    for name in ("tune", "seeds", "limits", "resources"):
+    for name in SPECS:
         value = document.get(name)
         if value is not None:
             typed[name] = section(name, value, origins.get(name, (name,)), problems)
@@ -268,5 +269,6 @@ def _sections(
         limits=typed.get("limits") or Limits(),
         resources=typed.get("resources") or Resources(),
         tune=typed.get("tune"),
+        checkpoint=typed.get("checkpoint"),
         origins=origins,
     )

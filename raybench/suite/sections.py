@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raybench.errors import Path, Problem
 from raybench.rng import STREAMS
@@ -16,7 +16,7 @@ from raybench.tables import construct
 
 SECTIONS: Final = (
     "version", "name", "paper", "description", "base", "vars", "sweep", "search", "skip", "derive",
-    "tune", "seeds", "limits", "resources", "scales", "figures",
+    "tune", "seeds", "limits", "resources", "checkpoint", "scales", "figures",
 )  # fmt: skip
 """The keys of a suite file; keys that begin with `x-` are free for notes."""
 
@@ -239,11 +239,37 @@ class Resources(Spec):
     On a GPU a step is one CUDA graph, which has not been tried on one yet."""
     batch: int | Literal["auto"] = "auto"
     """Runs scheduled and stored together: a number, or from the measured time (`auto`)."""
-    ranks: Literal[1] = 1
-    """Processes that share one run; only 1 in this version."""
+    ranks: int = Field(default=1, ge=1)
+    """Processes that share each run, on Ray: each trains its slice of the rows of every batch, and
+    gradients are averaged. Results equal those of one process. `cpu` and `gpu` are for each."""
+    shard: Literal["none", "optimizer", "full"] = "none"
+    """What the ranks of a run divide among them instead of each holding all of it: `optimizer`, the
+    optimizer's state; `full`, the weights too."""
     retries: int = Field(default=3, ge=0)
     """How often a run is tried again after a process died in which it was the only one. Then it is
     in quarantine, and only --lf tries it."""
+
+
+class Checkpoint(Spec):
+    """When runs that are under way are stored, to go on from there after their process died.
+
+    Never part of a run's identity: a run that was continued has the numbers of one that was not.
+    Procedures that train by another loop than `train` do without: they begin again.
+    """
+
+    every: Steps
+    """How often: 10ep or 500it."""
+    keep: int = Field(default=2, ge=1)
+    """How many of them stay, until the results are stored; then all go."""
+
+    @field_validator("every")
+    @classmethod
+    def _goes_on(cls, every: Steps) -> Steps:
+        if every.count < 1:
+            raise ValueError(
+                "checkpoint.every is at least 1it; without checkpoint none are written"
+            )
+        return every
 
 
 SPECS: Final[Mapping[str, type[Spec]]] = {
@@ -251,7 +277,34 @@ SPECS: Final[Mapping[str, type[Spec]]] = {
     "seeds": Seeds,
     "limits": Limits,
     "resources": Resources,
+    "checkpoint": Checkpoint,
 }
+
+
+def resources_of_case(
+    changes: Mapping[str, tuple[Any, Path]],
+    shared: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    problems: list[Problem],
+) -> Resources | None:
+    """Return what batches of a case take; None for what the suite says, or after a problem.
+
+    Args:
+        changes: what the case says, with its places.
+        shared: what the suite says.
+        overrides: of the command line, which wins.
+        problems: mistakes are added to it.
+    """
+    own = {k: item for k, item in changes.items() if f"resources.{k}" not in overrides}
+    if not own or "resources" in overrides:
+        return None
+    if "retries" in own:
+        message = "retries are of the whole suite: set them in `resources` there"
+        problems.append(Problem(own["retries"][1], message, True))
+        return None
+    given = {**shared, **{key: value for key, (value, _) in own.items()}}
+    where = next(iter(own.values()))[1][:-1]
+    return cast("Resources | None", section("resources", given, where, problems))
 
 
 @dataclass(frozen=True)
@@ -305,7 +358,7 @@ def expression(value: object, path: Path, problems: list[Problem]) -> Expression
 
 
 def section(name: str, value: object, path: Path, problems: list[Problem]) -> Spec | None:
-    """Return the section `tune`, `seeds`, `limits` or `resources` as its spec."""
+    """Return a section of `SPECS` as its spec."""
     cls = SPECS[name]
     if name == "seeds" and isinstance(value, int) and not isinstance(value, bool):
         value = {"count": value}

@@ -1,0 +1,209 @@
+"""Several ranks give what one gives: in float64 to 1e-10, whatever is trained and however.
+
+Each rank is a process that runs this file:
+
+    python tests/test_ranks.py RANK SIZE FOLDER CASE...
+
+The ranks find each other by a file in FOLDER; each writes what it has to show to FOLDER/RANK.pt.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from raybench.errors import Problem
+from raybench.lanes import Lanes
+from raybench.optim.adapter import adapt
+from raybench.procedures import PROCEDURES
+from raybench.procedures.base import DTYPES
+from raybench.procedures.train import Course, Train
+from raybench.ranks import Ranks, Rows, cut
+from raybench.record import Recorder
+from raybench.rng import Seed
+from raybench.spec import Run
+from raybench.tables import build
+
+DIGITS: dict[str, Any] = {"name": "digits", "train": 47, "valid": 13, "test": 29}
+IMAGES: dict[str, Any] = {**DIGITS, "layout": "image"}
+TRAIN: dict[str, Any] = {
+    "name": "train",
+    "dtype": "float64",
+    "data": DIGITS,
+    "model": {"name": "mlp", "width": 7},
+    "optimizer": {"name": "momentum", "lr": 0.05},
+    "steps": "12it",
+    "batch_size": 9,  # five batches of 9 and one of 2: on 4 ranks two have no row of it
+    "record": {"at": {"linear": 3}, "probes": ["loss", "error", "grad_norm", "weight_norm"]},
+}
+CNN: dict[str, Any] = {"data": IMAGES, "model": {"name": "cnn", "width": 3}}
+NOISY: dict[str, Any] = {
+    "data": {**IMAGES, "augment": ["crop", "flip", "cutout", "noise"]},
+    "model": {"name": "cnn", "width": 3},
+}
+FOREIGN = adapt("foreign_adam", torch.optim.Adam)
+CASES: dict[str, dict[str, Any]] = {
+    "mlp": {"lanes": 1},
+    "mlp, lanes": {"lanes": 3},
+    "mlp, fused lanes": {"lanes": 3, "exact": False},
+    "one fused lane": {"lanes": 1, "exact": False},
+    "dropout": {"model": {"name": "mlp", "width": 7, "dropout": 0.3}, "lanes": 2, "exact": False},
+    "batch norm": {**CNN, "lanes": 2},
+    "batch norm, fused lanes": {**CNN, "lanes": 2, "exact": False},
+    "augmentation": {**NOISY, "lanes": 2},
+    "augmentation, one lane": {**NOISY, "lanes": 1, "exact": False},
+    "full batch": {"batch_size": None, "loss": "mse", "l2": 0.01, "lanes": 1},
+    "accumulation": {"accumulate": 2, "model": {"name": "mlp", "width": 7, "dropout": 0.3}},
+    "accumulation and batch norm": {**NOISY, "accumulate": 2, "lanes": 2, "exact": False},
+    "more pieces than rows": {"accumulate": 20},
+    "foreign optimizer": {"foreign": FOREIGN(lr=0.01), "lanes": 2},
+    "by layer": {"optimizer": {"name": "lamb", "lr": 0.01}, "lanes": 2},
+    "until a target": {"stop": {"target": {"train/loss": 2.2}}, "lanes": 3, "exact": False},
+}
+
+
+def spec(changes: dict[str, Any]) -> Train:
+    problems: list[Problem] = []
+    made = build(PROCEDURES, {**TRAIN, **changes}, (), problems)
+    assert isinstance(made, Train), problems
+    return made
+
+
+def carried_out(name: str, ranks: Ranks) -> dict[str, Any]:
+    """Return weights, buffers and measurements of a case, for each lane."""
+    changes = dict(CASES[name])
+    size, exact = changes.pop("lanes", 1), changes.pop("exact", None)
+    foreign = changes.pop("foreign", None)
+    base = spec(changes)
+    base = base.replace(optimizer=foreign or base.optimizer)
+    runs = [
+        Run(
+            base.replace(
+                optimizer=base.optimizer.replace(lr=base.optimizer.lr * (1 + k / 7)),
+                data=base.data.replace(label_noise=0.1 * k),
+            ),
+            Seed(k),
+        )
+        for k in range(size)
+    ]
+    lanes = Lanes(size, dtype=DTYPES[base.dtype], exact=exact, ranks=ranks)
+    recorder = Recorder(lanes)
+    course = Course(lanes, runs)
+    params, buffers = course.fit(
+        course.network.params, course.network.buffers, recorder, narrow=True
+    )
+    accounts = recorder.accounts()
+    return {
+        "params": params,
+        "buffers": buffers,
+        "metrics": [[metric.value for metric in account.metrics] for account in accounts],
+        "named": [[(m.step, m.split, m.name) for m in account.metrics] for account in accounts],
+        "ends": [(account.steps, account.stopped, account.diverged_at) for account in accounts],
+    }
+
+
+@contextmanager
+def process_group(rank: int, size: int, folder: Path) -> Iterator[Ranks]:
+    """Join the other ranks for a while."""
+    store = dist.FileStore(str(folder / "meeting"), size)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60)
+    )
+    try:
+        yield Ranks.current()
+    finally:
+        dist.destroy_process_group()
+
+
+def main(rank: str, size: str, folder: str, names: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    with process_group(int(rank), int(size), Path(folder)) as ranks:
+        found = {name: carried_out(name, ranks) for name in names}
+    torch.save(found, Path(folder, f"{rank}.pt"))
+
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 240  # seconds
+
+
+def started(folder: Path, size: int, names: Sequence[str]) -> list[subprocess.Popen[str]]:
+    """Processes of one group; they read no configuration of the network they are on."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    folder.mkdir()
+    return [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(size), str(folder), *names],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
+        for rank in range(size)
+    ]
+
+
+def results(folder: Path, processes: Sequence[subprocess.Popen[str]]) -> list[dict[str, Any]]:
+    """What each rank wrote."""
+    try:
+        for process in processes:
+            _, said = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 0, said[-4000:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(processes))]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """By number of ranks, what each of them has to show of all cases."""
+    folder = tmp_path_factory.mktemp("ranks")
+    made = {}
+    for size in (2, 4):
+        own = folder / str(size)
+        made[size] = results(own, started(own, size, list(CASES)))
+    made[1] = [{name: carried_out(name, Ranks.alone()) for name in CASES}]
+    return made
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_change_nothing(found, name, size):
+    alone = found[1][0][name]
+    assert alone["ends"][0][0] > 0
+    for own in found[size]:
+        same(alone, own[name])
+
+
+def same(one: dict[str, Any], other: dict[str, Any], near: float = 1e-10) -> None:
+    assert one["named"] == other["named"]
+    assert one["ends"] == other["ends"]
+    for ours, theirs in zip(one["metrics"], other["metrics"], strict=True):
+        assert ours == pytest.approx(theirs, rel=near, abs=near)
+    for kind in ("params", "buffers"):
+        assert one[kind].keys() == other[kind].keys()
+        for key, value in one[kind].items():
+            torch.testing.assert_close(value, other[kind][key], rtol=near, atol=near)
+
+
+def test_rows_are_cut_evenly():
+    assert [(r.start, r.stop) for r in cut(Rows.all_of(10), 4)] == [(0, 3), (3, 6), (6, 8), (8, 10)]
+    assert [r.count for r in cut(Rows.all_of(2), 4)] == [1, 1, 0, 0]
+    inner = cut(cut(Rows.all_of(9), 2)[1], 2)
+    assert [(r.start, r.stop, r.total) for r in inner] == [(5, 7, 9), (7, 9, 9)]
+    assert sum(r.share for r in inner) == pytest.approx(4 / 9)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4], sys.argv[4:])
