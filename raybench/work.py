@@ -31,6 +31,7 @@ from raybench.journal import Journal, folder_of
 from raybench.lanes import Lanes
 from raybench.plan import PIECES, Batch, pieces
 from raybench.procedures.base import DTYPES
+from raybench.ranks import Ranks
 from raybench.record import Account, Recorder, summary
 from raybench.schema import arrays_table, joined, metrics_table, runs_table
 from raybench.store import FINISHED, SuiteStore
@@ -219,7 +220,7 @@ def _run_group(
         "wall_s": wall,
         "engine": engine,
         "lanes": len(group),
-        "ranks": 1,
+        "ranks": Ranks.current().size,
         "log": sizing.memory_note(batch),
         **_place(str(sizing.device_for(batch))),
     }
@@ -233,7 +234,8 @@ def _ids(runs: Sequence[Planned]) -> list[str]:
 def _execute(batch: Batch, group: Sequence[Planned]) -> list[Account]:
     procedure = group[0].run.procedure
     device = sizing.device_for(batch)
-    lanes = Lanes(len(group), device=device, dtype=DTYPES[procedure.dtype])
+    ranks = Ranks.current(batch.resources.shard)
+    lanes = Lanes(len(group), device=device, dtype=DTYPES[procedure.dtype], ranks=ranks)
     recorder = Recorder(lanes)
     procedure.execute(lanes, [planned.run for planned in group], recorder)
     return recorder.accounts()

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from raybench.errors import RaybenchError
 from raybench.lanes import Lanes, Params
 from raybench.optim import ForeignOptimizer, Optimizer
+from raybench.ranks import Rows
 
 _ALL = "all"
 
@@ -25,6 +27,9 @@ class Stepper:
     Args:
         lanes: the runs' lanes.
         optimizers: one for each run, of one class, equal but for Hyper fields.
+
+    Raises:
+        RaybenchError: its state is to be divided among ranks, and cannot be.
     """
 
     def __init__(self, lanes: Lanes, optimizers: Sequence[Optimizer]) -> None:
@@ -33,6 +38,12 @@ class Stepper:
         first = optimizers[0]
         self._foreign = isinstance(first, ForeignOptimizer)
         self._flat = first.elementwise and not self._foreign
+        self._sharded = lanes.ranks.size > 1 and lanes.ranks.shard == "optimizer"
+        if self._sharded and (not self._flat or first.sums):
+            raise RaybenchError(
+                f"optimizer {first.name} does not move each weight on its own, so its state cannot "
+                "be divided among ranks; set resources.shard: none"
+            )
         self._rule = first if self._foreign else lanes.stack(optimizers)
         self._init = lanes.map(lambda rule, params: rule.init(params))
         self._own_evaluation: Callable[..., Params] | None = None
@@ -47,7 +58,7 @@ class Stepper:
             made = [rule.init(lane) for rule, lane in zip(self._own, own, strict=True)]
             return params, own, made
         if self._flat:
-            flat = {_ALL: self._join(params)}
+            flat = {_ALL: self._part(self._join(params))}
             return params, flat, self._init(self._rule, flat)
         return self._init(self._rule, params)
 
@@ -66,9 +77,9 @@ class Stepper:
             return step(self._rule, grads, state, params)
         last, flat, inner = state
         if params is not last:  # changed since the last step, by a mask for instance
-            flat = {_ALL: self._join(params)}
-        flat, inner = step(self._rule, {_ALL: self._join(grads)}, inner, flat)
-        moved = self._split(flat[_ALL], params)
+            flat = {_ALL: self._part(self._join(params))}
+        flat, inner = step(self._rule, {_ALL: self._part(self._join(grads))}, inner, flat)
+        moved = self._split(self._whole(flat[_ALL], params), params)
         return moved, (moved, flat, inner)
 
     def evaluated(self, state: Any, params: Params) -> Params:
@@ -82,7 +93,8 @@ class Stepper:
         if not self._flat:
             return self._own_evaluation(self._rule, state, params)
         _, flat, inner = state
-        return self._split(self._own_evaluation(self._rule, inner, flat)[_ALL], params)
+        own = self._own_evaluation(self._rule, inner, flat)[_ALL]
+        return self._split(self._whole(own, params), params)
 
     def take(self, state: Any, params: Params, places: Sequence[int]) -> Any:
         """Go on with the lanes at `places` only, and return their state.
@@ -113,6 +125,22 @@ class Stepper:
             rule.update(self._lanes.lane(grads, k), made[k], weights, rule.lr * factor)
         moved = self._lanes.stack([_cloned(weights) for weights in own])
         return moved, (moved, own, made)
+
+    def _part(self, flat: Tensor) -> Tensor:
+        """Return the weights that this rank moves: all of them, unless the state is divided."""
+        if not self._sharded:
+            return flat
+        rows = self._lanes.ranks.part(Rows.all_of(flat.shape[-1]))
+        return flat[..., rows.start : rows.stop].clone()  # not to keep the whole
+
+    def _whole(self, part: Tensor, like: Params) -> Tensor:
+        """Return the weights that all ranks have moved."""
+        if not self._sharded:
+            return part
+        axes = 1 if self._lanes.lifted else 0
+        total = sum(tensor.shape[axes:].numel() for tensor in like.values())
+        parts = self._lanes.ranks.parts(Rows.all_of(total))
+        return self._lanes.ranks.gather(part, [own.count for own in parts], dim=-1).contiguous()
 
     def _join(self, tensors: Params) -> Tensor:
         if not self._lanes.lifted:  # in one call, which one lane feels

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
+import torch
 from pydantic import Field, ValidationInfo, field_validator
 
 from raybench.data import DATA, Data
+from raybench.errors import RaybenchError
 from raybench.lanes import Lanes, Params
 from raybench.models import MODELS, Model, operations
 from raybench.models.base import size
@@ -66,6 +68,9 @@ class Train(Procedure):
     accumulate: int = Field(default=1, ge=1)
     """In how many pieces a batch is worked on, one after the other, for batches that do not fit in
     memory. Noise and gradients are those of the whole batch; batch norm sees one piece."""
+    precision: Literal["full", "bfloat16"] = "full"
+    """Of the products in the passes of training: `bfloat16` on weights that stay float32. Losses
+    and measurements are of full precision."""
     drop_last: bool = False
     """Whether the smaller batch at the end of an epoch is left out."""
     order: Order = "reshuffled"
@@ -86,6 +91,13 @@ class Train(Procedure):
             if name.partition("/")[0] not in splits:
                 raise ValueError(f"target {name} is not measured: add its split to record.on")
         return stop
+
+    @field_validator("precision")
+    @classmethod
+    def _lowers_float32(cls, precision: str, info: ValidationInfo) -> str:
+        if precision != "full" and info.data.get("dtype") == "float64":
+            raise ValueError(f"{precision} lowers float32: leave dtype: float64 out")
+        return precision
 
     def require(self) -> None:
         """Ask the data set."""
@@ -161,6 +173,13 @@ class Course:
         self.network = Network(
             lanes, self._spec.model, seeds, self.feed.task, self._spec.loss, self._spec.l2
         )
+        if self._spec.precision == "bfloat16":
+            self.network.lower(torch.bfloat16)
+        if self.network.remembers and (lanes.ranks.size > 1 or self._spec.accumulate > 1):
+            raise RaybenchError(
+                f"model {self._spec.model.name} carries what it has seen of a batch to the next, "
+                "row by row, so batches stay whole; set resources.ranks: 1 and accumulate: 1"
+            )
         self.total = self._spec.steps.resolve(self.feed.steps_per_epoch)
         epoch = self.feed.steps_per_epoch
         self.end = ending(self._spec.stop, self.total, epoch)
