@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from raybench.errors import UsageError
 from raybench.journal import IN_PROCESS
 from raybench.plan import Batch, decode
 from raybench.store import SuiteStore
@@ -32,7 +33,17 @@ class LocalExecutor:
         store: SuiteStore,
         on_progress: Callable[[Progress], None],
     ) -> None:
-        """Carry out the batches and report as their runs are stored."""
+        """Carry out the batches and report as their runs are stored.
+
+        Raises:
+            UsageError: some want several ranks.
+        """
+        most = max((batch.resources.ranks for batch in batches), default=1)
+        if most > 1:
+            raise UsageError(
+                f"resources.ranks: {most} needs {most} processes, which Ray starts: leave out "
+                "--in-process, or set resources.ranks=1, which gives the same numbers"
+            )
         for batch in batches:
             if not batch.suspect:
                 with closing(run_batch(batch, store, IN_PROCESS)) as work:

@@ -13,7 +13,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -66,10 +66,13 @@ class Ranks:
     Attributes:
         rank: which one this is, from 0; the first one writes what is kept.
         size: R, how many there are.
+        shard: what they divide among them instead of each holding all of it: `optimizer`, the
+            state of the optimizer; or `none`.
     """
 
     rank: int = 0
     size: int = 1
+    shard: Literal["none", "optimizer"] = "none"
 
     @classmethod
     def alone(cls) -> Ranks:
@@ -77,11 +80,11 @@ class Ranks:
         return cls()
 
     @classmethod
-    def current(cls) -> Ranks:
+    def current(cls, shard: Literal["none", "optimizer"] = "none") -> Ranks:
         """Return this process's place in the default process group; alone if there is none."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
-        return cls(dist.get_rank(), dist.get_world_size())
+        return cls(dist.get_rank(), dist.get_world_size(), shard)
 
     @property
     def first(self) -> bool:

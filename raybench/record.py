@@ -105,6 +105,7 @@ class Recorder:
 
     def __init__(self, lanes: Lanes, saves: Saves | None = None) -> None:
         self.saves = saves
+        self.ranks = lanes.ranks
         self._lanes = lanes
         self._diverged: list[int | None] = [None] * lanes.size
         self._losses: list[tuple[int, Tensor]] = []

@@ -287,12 +287,17 @@ def _execute(batch: Batch, group: Sequence[Planned], saves: Saves | None) -> lis
     procedure = group[0].run.procedure
     device = sizing.device_for(batch)
     compiling = sizing.compiling(batch, len(group))
+    ranks = Ranks.current(batch.resources.shard)
+    if ranks.size > 1 and not procedure.shared:
+        raise RaybenchError(
+            f"procedure {procedure.name} does not share its work: set resources.ranks: 1"
+        )
     lanes = Lanes(
         len(group),
         device=device,
         dtype=DTYPES[procedure.dtype],
         compiling=compiling,
-        ranks=Ranks.current(),
+        ranks=ranks,
     )
     recorder = Recorder(lanes, saves)
     procedure.execute(lanes, [planned.run for planned in group], recorder)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from raybench.errors import Problem
+from raybench.errors import Problem, RaybenchError
 from raybench.lanes import Lanes
 from raybench.optim.adapter import adapt
 from raybench.procedures import PROCEDURES
 from raybench.procedures.base import DTYPES
+from raybench.procedures.stepper import Stepper
 from raybench.procedures.train import Course, Train
 from raybench.ranks import Ranks, Rows, cut
 from raybench.record import Recorder
@@ -42,9 +44,9 @@ TRAIN: dict[str, Any] = {
     "data": DIGITS,
     "model": {"name": "mlp", "width": 7},
     "optimizer": {"name": "momentum", "lr": 0.05},
-    "steps": "12it",
+    "steps": "7it",
     "batch_size": 9,  # five batches of 9 and one of 2: on 4 ranks two have no row of it
-    "record": {"at": {"linear": 3}, "probes": ["loss", "error", "grad_norm", "weight_norm"]},
+    "record": {"at": {"linear": 2}, "probes": ["loss", "error", "grad_norm", "weight_norm"]},
 }
 CNN: dict[str, Any] = {"data": IMAGES, "model": {"name": "cnn", "width": 3}}
 NOISY: dict[str, Any] = {
@@ -68,8 +70,18 @@ CASES: dict[str, dict[str, Any]] = {
     "more pieces than rows": {"accumulate": 20},
     "foreign optimizer": {"foreign": FOREIGN(lr=0.01), "lanes": 2},
     "by layer": {"optimizer": {"name": "lamb", "lr": 0.01}, "lanes": 2},
+    "divided state": {"optimizer": {"name": "adam", "lr": 0.01}, "shard": "optimizer"},
+    "divided average of fused lanes": {
+        "optimizer": {"name": "schedule_free_adamw", "lr": 0.01},
+        "shard": "optimizer",
+        "lanes": 2,
+        "exact": False,
+    },
     "until a target": {"stop": {"target": {"train/loss": 2.2}}, "lanes": 3, "exact": False},
 }
+
+
+ON_FOUR = ["batch norm, fused lanes", "augmentation, one lane", "divided state"]
 
 
 def spec(changes: dict[str, Any]) -> Train:
@@ -83,6 +95,7 @@ def carried_out(name: str, ranks: Ranks) -> dict[str, Any]:
     """Return weights, buffers and measurements of a case, for each lane."""
     changes = dict(CASES[name])
     size, exact = changes.pop("lanes", 1), changes.pop("exact", None)
+    ranks = replace(ranks, shard=changes.pop("shard", "none"))
     foreign = changes.pop("foreign", None)
     base = spec(changes)
     base = base.replace(optimizer=foreign or base.optimizer)
@@ -170,15 +183,16 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, 
     """By number of ranks, what each of them has to show of all cases."""
     folder = tmp_path_factory.mktemp("ranks")
     made = {}
-    for size in (2, 4):
+    for size, names in ((2, list(CASES)), (4, ON_FOUR)):
         own = folder / str(size)
-        made[size] = results(own, started(own, size, list(CASES)))
+        made[size] = results(own, started(own, size, names))
     made[1] = [{name: carried_out(name, Ranks.alone()) for name in CASES}]
     return made
 
 
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("size", "name"), [*((2, name) for name in CASES), *((4, name) for name in ON_FOUR)]
+)
 def test_ranks_change_nothing(found, name, size):
     alone = found[1][0][name]
     assert alone["ends"][0][0] > 0
@@ -195,6 +209,45 @@ def same(one: dict[str, Any], other: dict[str, Any], near: float = 1e-10) -> Non
         assert one[kind].keys() == other[kind].keys()
         for key, value in one[kind].items():
             torch.testing.assert_close(value, other[kind][key], rtol=near, atol=near)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"optimizer": "lamb"}, {"optimizer": "prodigy"}, {"foreign": FOREIGN(lr=0.01)}]
+)
+def test_state_of_rules_on_all_weights_is_not_divided(changes):
+    optimizer = changes.get("foreign") or spec(changes).optimizer
+    lanes = Lanes(1, ranks=Ranks(0, 2, "optimizer"))
+    with pytest.raises(RaybenchError, match="cannot be divided among ranks"):
+        Stepper(lanes, [optimizer])
+    Stepper(Lanes(1, ranks=Ranks(0, 1, "optimizer")), [optimizer])
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_passes_in_bfloat16(lanes):
+    """Close to full precision and not equal to it; weights are float32."""
+    full, low = {"dtype": "float32", "lanes": lanes}, {"precision": "bfloat16"}
+    CASES["full"], CASES["low"] = full, {**full, **low}
+    try:
+        ours, other = (carried_out(name, Ranks.alone()) for name in ("low", "full"))
+    finally:
+        del CASES["full"], CASES["low"]
+    assert ours["named"] == other["named"]
+    for one, two in zip(ours["metrics"], other["metrics"], strict=True):
+        assert one != two
+        assert one == pytest.approx(two, rel=0.1, abs=0.1)
+    assert {value.dtype for value in ours["params"].values()} == {torch.float32}
+
+
+def test_bfloat16_lowers_float32_only():
+    problems: list[Problem] = []
+    build(PROCEDURES, {**TRAIN, "precision": "bfloat16"}, (), problems)
+    assert "leave dtype: float64 out" in str(problems)
+
+
+def test_accumulation_changes_only_batch_norm():
+    same(*(carried_out(name, Ranks.alone()) for name in ("mlp", "more pieces than rows")))
+    assert spec({}).canonical == spec({"accumulate": 1}).canonical
+    assert spec({}).canonical != spec({"accumulate": 2}).canonical
 
 
 def test_rows_are_cut_evenly():

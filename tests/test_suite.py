@@ -513,7 +513,10 @@ def test_three_mistakes_in_the_runs_are_told_together_and_once() -> None:
             "failures, wall_s, not 5",
         ),
         ("resources: {lanes: lots}", "9:20: resources.lanes"),
-        ("resources: {ranks: 2}", "9:20: resources.ranks: 2: input should be 1"),
+        (
+            "resources: {ranks: 0}",
+            "9:20: resources.ranks: 0: input should be greater than or equal to 1",
+        ),
         ("scales: [1]", "9:9: scales: scales is a mapping: {laptop: {...}, paper: {...}}"),
         ("scales: {a: 1}", "9:9: scales: scales is a mapping: {laptop: {...}, paper: {...}}"),
         ("vars: 3", "9:7: vars: vars is a mapping, not 3"),

@@ -38,9 +38,11 @@ class Optimizer(Spec, ABC):
         elementwise: whether the rule is given all weights of the run as one vector under a single
             name: each weight moves on its own, or by sums over all of them. Otherwise it sees
             them by their names, in their shapes.
+        sums: whether an elementwise rule takes sums over all weights: no part of them moves alone.
     """
 
     elementwise: ClassVar[bool] = True
+    sums: ClassVar[bool] = False
 
     lr: LearningRate = 0.001
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -34,6 +34,8 @@ class Prodigy(Optimizer):
     Mishchenko and Defazio 2023 (arXiv:2306.06101, algorithm 4), as in the authors'
     package. Sums are over all weights of the run. Leave lr at 1.
     """
+
+    sums: ClassVar[bool] = True
 
     lr: LearningRate = 1.0
     beta1: Share = 0.9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -20,6 +20,9 @@ class Procedure(Spec, ABC):
 
     dtype: Literal["float32", "float64"] = "float32"
     """Of weights, data and arithmetic; with float64 results do not depend on packing at all."""
+
+    shared: ClassVar[bool] = False
+    """Whether several ranks may carry out a run together, each on its share of the rows."""
 
     def check(self) -> str | None:
         """Return why this combination cannot be run, to be recorded as skipped; or None."""

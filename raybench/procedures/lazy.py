@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -35,6 +35,8 @@ class Lazy(Train):
     mean over outputs of the empirical tangent kernel (Lee et al. 2019, arXiv:1902.06720, fig. 1);
     `steps_taken` and `rate`, the learning rate.
     """
+
+    shared: ClassVar[bool] = False
 
     rows: int = Field(default=20, ge=2)
     """How many of the training rows, from the first on, outputs and kernels are compared on."""

@@ -32,10 +32,12 @@ class Bound:
 
     Attributes:
         module: that is called.
+        precision: of products in the pass; None for that of the weights.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.precision: torch.dtype | None = None
         self._slots: list[tuple[dict[str, Any], str, str]] = []
         for prefix, layer in module.named_modules():
             dot = f"{prefix}." if prefix else ""
@@ -46,8 +48,12 @@ class Bound:
         """Return the module's outputs; buffers are changed in place by layers that do so."""
         for held, name, full in self._slots:
             held[name] = params[full] if full in params else buffers[full]
-        outputs: Tensor = self.module(x)
-        return outputs
+        if self.precision is None:
+            outputs: Tensor = self.module(x)
+            return outputs
+        with torch.autocast(x.device.type, self.precision):
+            outputs = self.module(x)
+        return outputs.to(x.dtype)
 
 
 _IN_CACHE = 2**20  # numbers of a measurement that are worked on together
@@ -138,6 +144,17 @@ class Network:
             return bound(params, own, x), own
 
         return self.lanes.map(one)
+
+    def lower(self, precision: torch.dtype) -> None:
+        """Train with passes of lower precision; weights, losses and measurements keep theirs."""
+        self._train.precision = precision
+        self._chain = None
+        self.gradient = self.lanes.grad(self.loss)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether one batch leaves something for the next."""
+        return bool(self._memory)
 
     def forget(self, buffers: Params) -> Params:
         """Return the buffers with the memory of a recurrent network emptied."""

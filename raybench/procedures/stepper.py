@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from raybench.errors import RaybenchError
 from raybench.lanes import Lanes, Params
 from raybench.optim import ForeignOptimizer, Optimizer
 from raybench.optim.numbers import Rate
+from raybench.ranks import Rows
 
 _ALL = "all"
 
@@ -30,6 +32,10 @@ class Stepper:
     Attributes:
         foreign: whether they are `torch.optim` objects, which write in place.
         rule: all of them as one, if they are not.
+        divided: whether each rank holds the state of a part of the weights only.
+
+    Raises:
+        RaybenchError: its state is to be divided among ranks, and cannot be.
     """
 
     def __init__(self, lanes: Lanes, optimizers: Sequence[Optimizer]) -> None:
@@ -38,6 +44,12 @@ class Stepper:
         first = optimizers[0]
         self.foreign = isinstance(first, ForeignOptimizer)
         self._flat = first.elementwise and not self.foreign
+        self.divided = lanes.ranks.size > 1 and lanes.ranks.shard == "optimizer"
+        if self.divided and (not self._flat or first.sums):
+            raise RaybenchError(
+                f"optimizer {first.name} does not move each weight on its own, so its state cannot "
+                "be divided among ranks; set resources.shard: none"
+            )
         self.rule = first if self.foreign else lanes.stack(optimizers)
         self._init = lanes.map(lambda rule, params: rule.init(params))
         self._own_evaluation: Callable[..., Params] | None = None
@@ -52,7 +64,7 @@ class Stepper:
             made = [rule.init(lane) for rule, lane in zip(self._own, own, strict=True)]
             return params, own, made
         if self._flat:
-            flat = {_ALL: self._join(params)}
+            flat = {_ALL: self._part(self._join(params))}
             return params, flat, self._init(self.rule, flat)
         return self._init(self.rule, params)
 
@@ -84,8 +96,8 @@ class Stepper:
         if not self._flat:
             return step(rule, grads, state, params)
         flat, inner = self.pack(params, state)
-        flat, inner = step(rule, {_ALL: self._join(grads)}, inner, flat)
-        moved = self._split(flat[_ALL], params)
+        flat, inner = step(rule, {_ALL: self._part(self._join(grads))}, inner, flat)
+        moved = self._split(self._whole(flat[_ALL], params), params)
         return moved, (moved, flat, inner)
 
     def pack(self, params: Params, state: Any) -> tuple[Params, Any]:
@@ -94,7 +106,7 @@ class Stepper:
             return params, state
         last, flat, inner = state
         if params is not last:  # changed since the last step, by a mask for instance
-            flat = {_ALL: self._join(params)}
+            flat = {_ALL: self._part(self._join(params))}
         return flat, inner
 
     def unpack(self, packed: tuple[Params, Any], like: Params) -> tuple[Params, Any]:
@@ -116,7 +128,8 @@ class Stepper:
         if not self._flat:
             return self._own_evaluation(self.rule, state, params)
         _, flat, inner = state
-        return self._split(self._own_evaluation(self.rule, inner, flat)[_ALL], params)
+        own = self._own_evaluation(self.rule, inner, flat)[_ALL]
+        return self._split(self._whole(own, params), params)
 
     def take(self, state: Any, params: Params, places: Sequence[int]) -> Any:
         """Go on with the lanes at `places` only, and return their state.
@@ -182,6 +195,22 @@ class Stepper:
             rule.update(self._lanes.lane(grads, k), made[k], weights, rule.lr * factor)
         moved = self._lanes.stack([_cloned(weights) for weights in own])
         return moved, (moved, own, made)
+
+    def _part(self, flat: Tensor) -> Tensor:
+        """Return the weights that this rank moves: all of them, unless the state is divided."""
+        if not self.divided:
+            return flat
+        rows = self._lanes.ranks.part(Rows.all_of(flat.shape[-1]))
+        return flat[..., rows.start : rows.stop].clone()  # not to keep the whole
+
+    def _whole(self, part: Tensor, like: Params) -> Tensor:
+        """Return the weights that all ranks have moved."""
+        if not self.divided:
+            return part
+        axes = 1 if self._lanes.lifted else 0
+        total = sum(tensor.shape[axes:].numel() for tensor in like.values())
+        parts = self._lanes.ranks.parts(Rows.all_of(total))
+        return self._lanes.ranks.gather(part, [own.count for own in parts], dim=-1).contiguous()
 
     def _join(self, tensors: Params) -> Tensor:
         if not self._lanes.lifted:  # in one call, which one lane feels

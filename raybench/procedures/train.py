@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
+import torch
 from pydantic import Field, ValidationInfo, field_validator
 
 from raybench.checkpoints import Saved, Saves
 from raybench.data import DATA, Data
+from raybench.errors import RaybenchError
 from raybench.lanes import Lanes, Params
 from raybench.models import MODELS, Model, operations
 from raybench.models.base import size
@@ -51,6 +53,8 @@ _STEP_ALONE: Final = 1e6  # operations that could be done in the time of an empt
 class Train(Procedure):
     """Train a model on a data set with an optimizer, and record probes on the way."""
 
+    shared: ClassVar[bool] = True
+
     data: Annotated[Data, Part(DATA)]
     """Data set."""
     model: Annotated[Model, Part(MODELS)]
@@ -68,6 +72,9 @@ class Train(Procedure):
     accumulate: int = Field(default=1, ge=1)
     """In how many pieces a batch is worked on, one after the other, for batches that do not fit in
     memory. Noise and gradients are those of the whole batch; batch norm sees one piece."""
+    precision: Literal["full", "bfloat16"] = "full"
+    """Of the products in the passes of training: `bfloat16` on weights that stay float32. Losses
+    and measurements are of full precision."""
     drop_last: bool = False
     """Whether the smaller batch at the end of an epoch is left out."""
     order: Order = "reshuffled"
@@ -88,6 +95,13 @@ class Train(Procedure):
             if name.partition("/")[0] not in splits:
                 raise ValueError(f"target {name} is not measured: add its split to record.on")
         return stop
+
+    @field_validator("precision")
+    @classmethod
+    def _lowers_float32(cls, precision: str, info: ValidationInfo) -> str:
+        if precision != "full" and info.data.get("dtype") == "float64":
+            raise ValueError(f"{precision} lowers float32: leave dtype: float64 out")
+        return precision
 
     def require(self) -> None:
         """Ask the data set."""
@@ -170,6 +184,13 @@ class Course:
             lanes, self._spec.model, seeds, self.feed.task, self._spec.loss, self._spec.l2
         )
         self._form = self._step_form()
+        if self._spec.precision == "bfloat16":
+            self.network.lower(torch.bfloat16)
+        if self.network.remembers and (lanes.ranks.size > 1 or self._spec.accumulate > 1):
+            raise RaybenchError(
+                f"model {self._spec.model.name} carries what it has seen of a batch to the next, "
+                "row by row, so batches stay whole; set resources.ranks: 1 and accumulate: 1"
+            )
         self.total = self._spec.steps.resolve(self.feed.steps_per_epoch)
         epoch = self.feed.steps_per_epoch
         self.end = ending(self._spec.stop, self.total, epoch)
@@ -178,8 +199,8 @@ class Course:
 
     def _step_form(self) -> Json:
         """Return what the work of a step depends on; None for steps that are not compiled."""
-        if self._spec.accumulate > 1:
-            return None  # its memory is what it saves
+        if self._spec.accumulate > 1 or self._spec.precision != "full":
+            return None
         stop = self._spec.stop
         if stop is not None and stop.wall is not None and self._lanes.compiling.mode == "auto":
             return None  # the time is for steps, of which a result then holds as many as there were
@@ -222,6 +243,11 @@ class Course:
         advance = Advance(self._lanes, self.network, optimizer, self._form)
         first, every = 0, self.end + 1
         if saves is not None:
+            if optimizer.divided:
+                raise RaybenchError(
+                    "each rank holds a part of the optimizer's state, and checkpoints are of the "
+                    "whole: leave out checkpoint, or set resources.shard: none"
+                )
             every = saves.every.resolve(epoch)
             if saved := saves.load():
                 first = saved.step

@@ -242,9 +242,9 @@ class Resources(Spec):
     ranks: int = Field(default=1, ge=1)
     """Processes that share each run, on Ray: each trains its slice of the rows of every batch, and
     gradients are averaged. Results equal those of one process. `cpu` and `gpu` are for each."""
-    shard: Literal["none", "optimizer", "full"] = "none"
+    shard: Literal["none", "optimizer"] = "none"
     """What the ranks of a run divide among them instead of each holding all of it: `optimizer`, the
-    optimizer's state; `full`, the weights too."""
+    optimizer's state, of rules that move each weight on its own. Weights are on every rank."""
     retries: int = Field(default=3, ge=0)
     """How often a run is tried again after a process died in which it was the only one. Then it is
     in quarantine, and only --lf tries it."""
