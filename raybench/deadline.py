@@ -12,7 +12,8 @@ from typing import Final
 
 from raybench.journal import past_wall
 
-_GRACE: Final = 5.0  # seconds that Python has to answer before its process is ended
+GRACE_SECONDS: Final = 5.0
+"""For Python to answer past a limit, before its process is ended."""
 
 
 class WallLimit(Exception):  # noqa: N818  (reads as the reason it is)
@@ -40,7 +41,9 @@ def deadline(seconds: float | None, dump: int | None) -> Iterator[None]:
     listening = threading.current_thread() is threading.main_thread()  # others hear no signals
     before = signal.signal(signal.SIGALRM, late) if listening else None
     if dump is not None:
-        faulthandler.dump_traceback_later(seconds + min(seconds, _GRACE), exit=True, file=dump)
+        faulthandler.dump_traceback_later(
+            seconds + min(seconds, GRACE_SECONDS), exit=True, file=dump
+        )
     try:
         try:
             if listening:

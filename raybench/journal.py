@@ -2,6 +2,7 @@
 
     STORE/SUITE/journal/SESSION/lock           held by the driver as long as it lives
     STORE/SUITE/journal/SESSION/BATCH-*.jsonl  a line before each group and one after it
+    STORE/SUITE/journal/SESSION/waiting        what batches wait for, while they do
 
 A worker writes its batch's file and removes it when the batch has ended, whatever became of the
 runs. A file that is still there is of a process that died, and its last line says under which
@@ -11,13 +12,15 @@ past the wall limit) is written to the same file.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import fcntl
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -26,6 +29,8 @@ from raybench.errors import UnavailableError
 
 IN_PROCESS: Final = "in-process"
 """The engine whose process is the driver's own."""
+_WAITING: Final = "waiting"
+_FRESH_SECONDS: Final = 120.0  # a message is repeated much sooner, as long as its driver lives
 _CRASH: Final = "Fatal Python error: "
 _TIMEOUT: Final = "Timeout ("
 _STDERR: Final = 2
@@ -135,6 +140,7 @@ class Journals:
 
     def __init__(self, folder: Path) -> None:
         self.session = secrets.token_hex(8)
+        self._waited = False
         self._folder = folder / self.session
         begun = folder / f".{self.session}"
         try:
@@ -152,6 +158,20 @@ class Journals:
         paths = sorted(self._folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
         found = [_read(path) for path in paths]
         return [death for death in found if death is not None]
+
+    def forgive(self, batch_ids: Collection[str], known: Collection[str]) -> None:
+        """Forget the deaths of batches that died with their node, but for those in `known`."""
+        for path in self._folder.glob("*.jsonl"):
+            if path.name not in known and path.name.rpartition("-")[0] in batch_ids:
+                path.unlink(missing_ok=True)
+
+    def tell(self, waiting: str) -> None:
+        """Leave a message for `status` while batches wait for a node; empty: they do not."""
+        if waiting:
+            (self._folder / _WAITING).write_text(waiting, encoding="utf-8")
+        elif self._waited:
+            (self._folder / _WAITING).unlink(missing_ok=True)
+        self._waited = bool(waiting)
 
     def close(self) -> None:
         """Remove the session's folder: its driver has seen everything in it."""
@@ -176,6 +196,16 @@ class Journals:
 def folder_of(suite_folder: Path, session: str) -> Path | None:
     """Return where the journals of a session are; None for no session."""
     return suite_folder / "journal" / session if session else None
+
+
+def waiting(suite_folder: Path) -> list[str]:
+    """Return what the sessions of a suite wait for at this moment."""
+    found = []
+    for path in sorted((suite_folder / "journal").glob(f"*/{_WAITING}")):
+        with contextlib.suppress(OSError):  # it has gone on meanwhile
+            if time.time() - path.stat().st_mtime < _FRESH_SECONDS:
+                found.append(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _locked(folder: Path) -> IO[str] | None:

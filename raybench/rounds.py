@@ -206,9 +206,16 @@ class Rounds:
         broken = {batch.batch_id: "the batch ended without an account" for batch in made}
         expected = sum(batch.seconds * len(batch.runs) for batch in made)
         behind = 0.0
+        excused: set[str] = set()
 
         def on_progress(progress: Progress) -> None:
             nonlocal behind
+            self.journals.tell(progress.waiting)
+            if progress.waiting:
+                self.watcher.update(progress)
+                return
+            if progress.excused:
+                excused.add(progress.batch_id)
             behind += by_id[progress.batch_id].seconds * progress.statuses.total()
             progress.share = behind / expected
             if progress.finished:
@@ -228,8 +235,9 @@ class Rounds:
         with Compactor(self.store) as compactor:
             self.executor.run(made, self.store, on_progress)
         self._endings |= broken
+        self.journals.forgive(excused, known)
         new = [death for death in self.journals.deaths() if death.name not in known]
-        explained = {death.batch_id for death in new}
+        explained = {death.batch_id for death in new} | excused
         again: list[Planned] = []
         given_up: list[dict[str, Any]] = []
         for batch_id, why in broken.items():

@@ -64,6 +64,13 @@ def device_for(batch: Batch) -> torch.device:
     return torch.device("cpu")
 
 
+def confine(batch: Batch) -> None:
+    """Hold this process to its batch's share of cores and of a GPU's memory."""
+    torch.set_num_threads(max(1, int(batch.resources.cpu)))
+    if device_for(batch).type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(min(batch.resources.gpu, 1.0))
+
+
 def lanes(batch: Batch, waiting: Sequence[Planned], device: torch.device) -> int:
     """Return how many of the waiting runs to fuse into the next group."""
     known = _knowledge(batch, device)
@@ -198,7 +205,9 @@ def _memory(device: torch.device) -> int:
 
 def _free(device: torch.device) -> int:
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        free, total = torch.cuda.mem_get_info(device)
+        share = torch.cuda.get_per_process_memory_fraction(device) * total
+        return int(min(free, share - torch.cuda.memory_reserved(device)))
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

@@ -54,6 +54,8 @@ class Progress:
         reasons: why runs failed, by first line.
         finished: whether the batch has ended.
         broken: why it ended before all of its runs had a row; else empty.
+        excused: whether it broke through no fault of its runs: its node was lost.
+        waiting: what it waits for, if it has not begun because no node has room for it.
         lanes: how its runs were fused.
         share: of the time that the whole phase is expected to take, how much is behind; the
             session fills it in.
@@ -64,6 +66,8 @@ class Progress:
     reasons: Counter[str] = field(default_factory=Counter)
     finished: bool = False
     broken: str = ""
+    excused: bool = False
+    waiting: str = ""
     lanes: int = 1
     share: float = 0.0
 
@@ -110,7 +114,7 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
         engine: what executes it, for the table (`in-process`, `subprocess`, `ray`). Only a process
             that is not the driver's own is ended when a group hangs in it.
     """
-    torch.set_num_threads(max(1, int(batch.resources.cpu)))
+    sizing.confine(batch)
     ranks = Ranks.current()
     kept = {} if batch.fresh else _finished(store.read_part(batch.batch_id) or {})
     tables = _Tables(

@@ -360,10 +360,12 @@ def test_its_folder_is_closed_to_others(on_ray: Any) -> None:
 
 
 def test_what_the_cluster_lacks_is_said(on_ray: Executor, tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match=r"needs 64 CPU and the cluster has 2"):
+    with pytest.raises(UnavailableError, match=r"needs 64 CPU on one node; nodes: 1 with 2 CPU"):
         carried_out(on_ray, tmp_path, {"resources.cpu": 64})
-    with pytest.raises(UnavailableError, match=r"needs 99 GPU and the cluster has \d"):
+    with pytest.raises(UnavailableError, match=r"needs 1 CPU \+ 99 GPU on one node; nodes: 1"):
         carried_out(on_ray, tmp_path, {"resources.gpu": 99})
+    with pytest.raises(UnavailableError, match=r"1 with 2 CPU \+ .* 0 gadget; lower `resources`"):
+        carried_out(on_ray, tmp_path, {"resources.custom": {"gadget": 0.5}})
 
 
 def test_a_killed_worker_is_made_up_for(

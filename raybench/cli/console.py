@@ -133,7 +133,10 @@ class LiveLine:
             self._live.update(self._text())
 
     def update(self, progress: Progress) -> None:
-        """Count what has been stored."""
+        """Count what has been stored; say what batches wait for."""
+        if progress.waiting:
+            errors.print(f"{self._name}: {progress.waiting}", markup=False)
+            return
         self._counts.update(progress.statuses)
         for reason, count in progress.reasons.items():
             shared = cause(reason)

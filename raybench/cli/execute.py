@@ -66,7 +66,9 @@ def run(  # noqa: PLR0913  (each is an option of the command)
         show_plan(made, store, as_json=as_json, keep=False)
         return
     refuse_past_limits(made, store, 1 if in_process else jobs)
-    outcome = _carry_out(made, store, _executor(address, in_process, jobs), only_failed=last_failed)
+    outcome = _carry_out(
+        made, store, _executor(made, address, in_process, jobs), only_failed=last_failed
+    )
     summary = {
         "suite": made.name,
         "total": outcome.total,
@@ -96,7 +98,7 @@ def retry(
     """Run given runs of a suite again, whatever became of them; exit 1 if one fails."""
     made = load(suite, words, scale, allow_code)
     only = frozenset(run_ids)
-    outcome = _carry_out(made, store, _executor(None, in_process, None), only=only)
+    outcome = _carry_out(made, store, _executor(made, None, in_process, None), only=only)
     errors.print(f"{outcome.executed} runs carried out again")
     from raybench.store import SuiteStore
 
@@ -123,7 +125,9 @@ def _carry_out(
         watcher.close()
 
 
-def _executor(address: str | None, in_process: bool, jobs: int | None) -> Callable[[], Executor]:
+def _executor(
+    made: Suite, address: str | None, in_process: bool, jobs: int | None
+) -> Callable[[], Executor]:
     if in_process and (address or jobs):
         raise UsageError("--in-process uses no Ray: leave out --address and -j")
     if address and jobs:
@@ -136,7 +140,7 @@ def _executor(address: str | None, in_process: bool, jobs: int | None) -> Callab
             return LocalExecutor()
         from raybench.cluster import connect
 
-        connected = connect(address, jobs)
+        connected = connect(address, jobs, made.resources)
         _hear_sigterm()  # Ray has taken it
         return connected
 

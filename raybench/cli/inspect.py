@@ -42,14 +42,23 @@ def status(
 
     Example:  raybench status results -w
     """
+    from raybench.journal import waiting
+
     while True:
         rows, causes = _status(store)
+        waits = [
+            {"suite": suite, "message": message}
+            for suite in dict.fromkeys(str(row["suite"]) for row in rows)
+            for message in waiting(store / suite)
+        ]
         if as_json:
-            print_json({"suites": rows, "causes": causes})
+            print_json({"suites": rows, "causes": causes, "waiting": waits})
         else:
             if watch:
                 output.clear()
             show(rows, as_json=False)
+            for wait in waits:
+                output.print(f"\n{wait['suite']}: {wait['message']}", markup=False)
             for cause in causes:
                 output.print(
                     f"\n{cause['count']:,} {cause['status']} in {cause['suite']}: "

@@ -16,20 +16,30 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from raybench.cluster import placement
+from raybench.cluster.lookout import Lookout
+from raybench.cluster.worker import BatchTrainable, Drained
 from raybench.errors import UnavailableError
-from raybench.plan import Batch, Climb, decode
+from raybench.journal import folder_of
+from raybench.plan import Batch, Climb
 from raybench.store import SuiteStore
 from raybench.suite import Resources
-from raybench.work import Progress, run_batch
+from raybench.work import Progress
+
+_SLOTS_TO_COME: Final = 16
+_PENDING: Final = 16
+_SURE_SECONDS: Final = 20.0  # Ray gives a silent node up after 15
 
 _log = logging.getLogger(__name__)
 
@@ -41,12 +51,22 @@ class RayExecutor:
         address: of a running cluster (`auto`, `host:port`, `ray://...`); None starts one here
             that listens on loopback only, with a token that only this process knows.
         cpus: CPU cores of the cluster started here; None for all.
+        resources: what a batch takes.
+
+    Attributes:
+        slots: how many batches fit on the nodes there are; where none does, a guess at what an
+            autoscaler will bring.
 
     Raises:
         UnavailableError: no cluster can be reached or started.
     """
 
-    def __init__(self, address: str | None = None, cpus: int | None = None) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        cpus: int | None = None,
+        resources: Resources | None = None,
+    ) -> None:
         self._folder: Path | None = None
         for name in ("ray", "ray.tune", "ray.data", "ray.train"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -65,8 +85,9 @@ class RayExecutor:
                 f"{where} cannot be {'reached' if address else 'started'}: {said}; "
                 "--in-process runs without Ray"
             ) from error
-        self.resources: Mapping[str, float] = ray.cluster_resources()
-        self.slots = max(1, int(self.resources.get("CPU", 1)))
+        needed = placement.bundle(resources or Resources())
+        present = placement.nodes().values()
+        self.slots = sum(placement.room(needed, node) for node in present) or _SLOTS_TO_COME
 
     def run(
         self,
@@ -96,15 +117,28 @@ class RayExecutor:
     ) -> None:
         """Carry out batches of runs that are each trained by one process."""
         # By what Ray has to know of them: all others go through the same workers.
-        kinds: dict[tuple[float, float], list[Batch]] = {}
+        kinds: dict[str, list[Batch]] = {}
         for batch in batches:
-            kinds.setdefault((batch.resources.cpu, batch.resources.gpu), []).append(batch)
+            asked = {**placement.bundle(batch.resources), "placement": batch.resources.placement}
+            kinds.setdefault(json.dumps(asked, sort_keys=True), []).append(batch)
         for same in kinds.values():
-            self._check(same[0])
+            first = same[0]
+            self._check(first)
+            before = set(placement.nodes())
             # A batch becomes text when its turn comes: that of 100,000 runs would be held twice.
-            given = ({"batch": batch.encode(), "store": str(store.root)} for batch in same)
-            queue, relay = _Queue(given, len(same)), _OfBatches(on_progress)
-            self._tune(BatchTrainable, queue, _Unhurried(), relay, same[0].resources)
+            given = (
+                {"batch_id": batch.batch_id, "batch": batch.encode(), "store": str(store.root)}
+                for batch in same
+            )
+            relay = _OfBatches(on_progress)
+            journal = folder_of(store.folder, first.session)
+            relay.lookout = Lookout(first.resources, relay.waits, journal, first.wall_s)
+            queue = _Queue(given, len(same))
+            self._tune(BatchTrainable, queue, _Unhurried(), relay, first.resources)
+            if relay.unsure:
+                gone = _lost(before)
+                for progress in relay.unsure:
+                    on_progress(replace(progress, excused=gone))
 
     def climb(
         self,
@@ -121,6 +155,7 @@ class RayExecutor:
         self._check(climbs[0].rungs[0])
         queue, relay = _Queue(configs(climbs, store), len(climbs)), OfClimbs(on_progress)
         resources = climbs[0].rungs[0].resources
+        relay.lookout = Lookout(resources, relay.waits)
         self._tune(Climber, queue, Brackets(climbs), relay, resources, resources.retries)
 
     def close(self) -> None:
@@ -137,8 +172,9 @@ class RayExecutor:
         resources: Resources,
         retries: int = 0,
     ) -> None:
-        slots = max(1, int(self.slots / resources.cpu))
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(2, min(slots, 16)))
+        # What is pending is what an autoscaler sees.
+        fewest = 2 if self._folder else _PENDING
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(fewest, min(self.slots, _PENDING)))
         folder = self._folder or Path(tempfile.mkdtemp(prefix="raybench-"))
         # Ray prints about lost workers; standard output belongs to what a verb answers.
         with contextlib.redirect_stdout(sys.stderr):
@@ -149,7 +185,7 @@ class RayExecutor:
                 search_alg=queue,
                 scheduler=scheduler,
                 num_samples=queue.count,
-                resources_per_trial={"cpu": resources.cpu, "gpu": resources.gpu},
+                resources_per_trial=placement.factory(resources),
                 callbacks=[relay],
                 stop=_Stop(relay),
                 reuse_actors=True,
@@ -176,47 +212,18 @@ class RayExecutor:
         )
 
     def _check(self, batch: Batch) -> None:
-        needed = {"CPU": batch.resources.cpu, "GPU": batch.resources.gpu}
-        for name, amount in needed.items():
-            have = self.resources.get(name, 0)
-            if amount > have:
-                raise UnavailableError(
-                    f"a batch needs {amount:g} {name} and the cluster has {have:g}; "
-                    f"lower resources.{name.lower()} or use a larger cluster"
-                )
+        """Refuse what no node has, where no node can be added; elsewhere it waits for one."""
+        needed = placement.bundle(batch.resources)
+        present = [*placement.nodes().values()]
+        if self._folder and not any(placement.room(needed, node) for node in present):
+            raise UnavailableError(
+                f"{placement.lack(needed, present)}; lower `resources`, or use a cluster that has "
+                "it: --address"
+            )
 
     def _remove_folder(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-
-class BatchTrainable(tune.Trainable):  # type: ignore[misc]
-    """A batch as Tune sees it: each step trains groups until some results have been stored."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Begin the batch in `config`."""
-        batch = decode(config["batch"])
-        self._work = run_batch(batch, SuiteStore(config["store"], batch.suite), "ray")
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begin another batch in the same process, whose data and measurements are kept."""
-        self.setup(new_config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """Go on until some runs have been stored, and return what became of them."""
-        progress = next(self._work)
-        return {**progress.plain(), "done": progress.finished}
-
-    def cleanup(self) -> None:
-        """Store what has been computed: Tune ends the batch early."""
-        self._work.close()
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Save nothing: what is stored in Parquet is the checkpoint."""
-
-    def load_checkpoint(self, checkpoint: object) -> None:
-        """Load nothing; see `save_checkpoint`."""
 
 
 class _Queue(Searcher):  # type: ignore[misc]
@@ -253,11 +260,13 @@ class Relay(tune.Callback):  # type: ignore[misc]
     Attributes:
         raised: by whom it is passed on to. Tune would take it for a failure of its own: it is told
             to stop instead, and this is raised after it has.
+        lookout: what looks at the trials meanwhile.
     """
 
     def __init__(self, on_progress: Callable[[Progress], None]) -> None:
         self._on_progress = on_progress
         self.raised: Exception | None = None
+        self.lookout: Lookout | None = None
 
     def pass_on(self, progress: Progress) -> None:
         """Report, unless something has been raised already."""
@@ -268,16 +277,45 @@ class Relay(tune.Callback):  # type: ignore[misc]
         except Exception as error:  # noqa: BLE001  (whatever it is, it is raised later)
             self.raised = error
 
+    def waits(self, config: Mapping[str, Any], message: str) -> None:
+        """Report that a trial waits for a node."""
+        self.pass_on(Progress(config.get("batch_id", ""), waiting=message))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Look at the trials."""
+        if self.lookout is not None:
+            self.lookout.look(trials)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as for _Stop
+
 
 class _OfBatches(Relay):
+    """Passes on what batches report.
+
+    Attributes:
+        unsure: of batches whose process may have died alone or with its node.
+    """
+
+    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
+        super().__init__(on_progress)
+        self.unsure: list[Progress] = []
+
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         self.pass_on(Progress.of(result))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        batch_id = json.loads(trial.config["batch"])["batch_id"]
-        self.pass_on(Progress(batch_id, finished=True, broken=_cause(trial)))
+        assert self.lookout is not None
+        text = _error_text(trial)
+        why = self.lookout.ended.get(trial.trial_id) or _cause(text)
+        progress = Progress(trial.config["batch_id"], finished=True, broken=why)
+        if "ActorUnavailableError" in text:
+            self.unsure.append(progress)
+        else:
+            excused = "its node has died" in text or Drained.__name__ in text
+            self.pass_on(replace(progress, excused=excused))
 
 
 class _Stop(tune.Stopper):  # type: ignore[misc]
@@ -296,15 +334,32 @@ class _Stop(tune.Stopper):  # type: ignore[misc]
         return {}  # Tune pickles it into its snapshots, and listeners cannot be pickled
 
 
-def _cause(trial: Any) -> str:
+def _error_text(trial: Any) -> str:
     file = Path(trial.error_file or "")
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+
+
+def _cause(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if "running low on memory" in text:
         return "the worker process was killed: its node ran low on memory"
-    if "actor died" in text or "worker process has died" in text or "ActorDiedError" in text:
+    if "its node has died" in text:
+        return "the worker process died with its node"
+    if any(word in text for word in ("actor died", "worker process has died", "ActorDiedError")):
         return "the worker process died (killed, or out of memory)"
+    if "ActorUnavailableError" in text:
+        return "the worker process could not be reached any more"
     return lines[-1][:300] if lines else "the batch failed without a message"
+
+
+def _lost(before: set[str]) -> bool:
+    """Return whether a node of `before` is gone; Ray takes a while to be sure that one is."""
+    end = time.monotonic() + _SURE_SECONDS
+    while time.monotonic() < end:
+        if before - set(placement.nodes()):
+            return True
+        time.sleep(0.5)
+    return False
 
 
 def _knock(address: str) -> None:

@@ -230,7 +230,13 @@ class Resources(Spec):
     cpu: float = Field(default=1, gt=0)
     """CPU cores."""
     gpu: float = Field(default=0, ge=0)
-    """GPUs, or a share of one."""
+    """GPUs: a whole number, or a share of one below 1 (0.25: four batches on each GPU)."""
+    custom: Mapping[str, Annotated[float, Field(gt=0)]] = {}
+    """What else a node must have, by the names that the cluster gives it (`ray start --resources`):
+    {fast_disk: 1, "accelerator_type:A100": 0.001}."""
+    placement: Literal["spread", "pack"] = "spread"
+    """Whether batches go where the most is free, or fill one node before the next, which leaves
+    whole nodes for other work, or to be given back."""
     lanes: int | Literal["auto"] = "auto"
     """Runs that train as one: a number, or measured (`auto`)."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -247,7 +253,16 @@ class Resources(Spec):
     optimizer's state, of rules that move each weight on its own. Weights are on every rank."""
     retries: int = Field(default=3, ge=0)
     """How often a run is tried again after a process died in which it was the only one. Then it is
-    in quarantine, and only --lf tries it."""
+    in quarantine, and only --lf tries it. The loss of a whole node does not count."""
+
+    @model_validator(mode="after")
+    def _can_be_asked_for(self) -> Self:
+        if self.gpu > 1 and self.gpu != int(self.gpu):
+            raise ValueError(f"gpu {self.gpu:g}: a share is below 1, more is a whole number")
+        for name, own in (("CPU", "cpu"), ("GPU", "gpu")):
+            if name in {each.upper() for each in self.custom}:
+                raise ValueError(f"custom: {name} has a field of its own, {own}")
+        return self
 
 
 class Checkpoint(Spec):

@@ -1,0 +1,141 @@
+"""Several nodes: what is lost with one of them is done elsewhere, and tables do not change.
+
+The cluster (tests/cluster/nodes.py) and the driver are processes of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from raybench import store as results
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SUITE = """\
+version: 1
+name: many
+base:
+  procedure: train
+  dtype: float64
+  data: {name: teacher_student, dim: 4, train: 16, valid: 0, test: 8}
+  model: {name: mlp, width: 2}
+  optimizer: {name: sgd, lr: 0.1}
+  steps: 20it
+  batch_size: 8
+sweep: [{optimizer.lr: [0.01, 0.02, 0.03, 0.04]}]
+seeds: 500
+resources: {lanes: 5, batch: 25}
+"""
+
+
+class Nodes:
+    def __init__(self, folder: Path) -> None:
+        (folder / "ray").mkdir()
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RAYBENCH_"))}
+        self.env = {
+            **clean,
+            "HOME": str(folder),
+            "RAY_TMPDIR": str(folder),
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_health_check_period_ms": "1000",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "cluster" / "nodes.py"), str(folder)],
+            env=self.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        self.address = self._answer()
+
+    def __call__(self, *words: object) -> Any:
+        assert self._process.stdin is not None
+        print(*words, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate(timeout=120)
+
+    def run(self, folder: Path, *words: str) -> subprocess.Popen[str]:
+        (folder / "many.yaml").write_text(SUITE)
+        command = [sys.executable, "-m", "raybench", "run", "many.yaml", *words]
+        return subprocess.Popen(
+            [*command, "--address", self.address], cwd=folder, env=self.env,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    folder = Path(tempfile.mkdtemp(prefix="rb-"))
+    made = Nodes(folder)
+    yield made
+    made.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def stored(root: Path) -> list[str]:
+    parts = (root / "many" / "runs").glob("part-*.parquet")
+    return [run for part in parts for run in pq.read_table(part)["run_id"].to_pylist()]
+
+
+def metrics(root: Path) -> pd.DataFrame:
+    keys = ["run_id", "split", "metric"]
+    frame = results.table(root, "many", "metrics").astype(dict.fromkeys(keys, str))
+    return frame.sort_values([*keys, "step"]).reset_index(drop=True)
+
+
+def test_a_lost_node_is_made_up_for(nodes: Nodes, tmp_path: Path) -> None:
+    for _ in range(2):
+        nodes("add", 1)
+    driver = nodes.run(tmp_path)
+    while driver.poll() is None and len(set(stored(tmp_path / "results"))) < 500:
+        time.sleep(0.2)
+    assert driver.poll() is None
+    nodes("kill", 1)
+    said, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, said
+    assert "died with its node" in said
+    frame = results.table(tmp_path / "results", "many")
+    assert len(frame) == frame["run_id"].nunique() == 2000
+    assert set(frame["status"]) == {"done"}
+    (tmp_path / "alone").mkdir()
+    shutil.copy(tmp_path / "many.yaml", tmp_path / "alone")
+    command = [sys.executable, "-m", "raybench", "run", "many.yaml", "--in-process"]
+    subprocess.run(command, cwd=tmp_path / "alone", check=True, capture_output=True)
+    there = metrics(tmp_path / "alone" / "results")
+    pd.testing.assert_frame_equal(metrics(tmp_path / "results"), there, check_exact=True)
+
+
+def test_a_batch_waits_for_the_node_that_it_needs(nodes: Nodes, tmp_path: Path) -> None:
+    nodes("add", 1)
+    driver = nodes.run(tmp_path, "resources.custom={gadget: 1}", "seeds=5")
+    while driver.poll() is None and not nodes("demand"):
+        time.sleep(0.2)
+    assert {"CPU": 1.0, "gadget": 1.0} in nodes("demand")
+    waits = tmp_path / "results" / "many" / "journal"
+    while driver.poll() is None and not list(waits.glob("*/waiting")):
+        time.sleep(0.2)
+    nodes("add", 1, "gadget=1")
+    said, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 0, said
+    assert "a batch needs 1 CPU + 1 gadget on one node" in said
+    assert "no node has it" in said
+    assert len(results.table(tmp_path / "results", "many")) == 20
