@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from raybench.cli import browse, exchange, execute, forecast, inspect, measure, present
+from raybench.cli import browse, exchange, execute, forecast, inspect, measure, present, remote
 from raybench.cli.console import errors
 from raybench.errors import RaybenchError
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 
 _RUN, _SEE, _KNOW = "Run", "Results", "Look up"
 app.command("run", rich_help_panel=_RUN)(execute.run)
+app.command("submit", rich_help_panel=_RUN)(remote.submit)
 app.command("plan", rich_help_panel=_RUN)(forecast.plan)
 app.command("validate", rich_help_panel=_RUN)(execute.validate)
 app.command("bench", rich_help_panel=_RUN)(measure.bench)
