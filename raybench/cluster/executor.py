@@ -25,6 +25,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from raybench.cluster.metrics import Memory, Metrics
 from raybench.errors import UnavailableError
 from raybench.plan import Batch, Climb, decode
 from raybench.store import SuiteStore
@@ -80,6 +81,7 @@ class RayExecutor:
         who was in flight is for the caller to find out.
         """
         # By what Ray has to know of them: all others go through the same workers.
+        metrics = Metrics(store.suite, on_progress)
         kinds: dict[tuple[float, float], list[Batch]] = {}
         for batch in batches:
             kinds.setdefault((batch.resources.cpu, batch.resources.gpu), []).append(batch)
@@ -87,8 +89,9 @@ class RayExecutor:
             self._check(same[0])
             # A batch becomes text when its turn comes: that of 100,000 runs would be held twice.
             given = ({"batch": batch.encode(), "store": str(store.root)} for batch in same)
-            queue, relay = _Queue(given, len(same)), _OfBatches(on_progress)
+            queue, relay = _Queue(given, len(same)), _OfBatches(metrics.update)
             self._tune(BatchTrainable, queue, _Unhurried(), relay, same[0].resources)
+        metrics.close()
 
     def climb(
         self,
@@ -103,9 +106,11 @@ class RayExecutor:
         from raybench.cluster.climb import Brackets, Climber, OfClimbs, configs
 
         self._check(climbs[0].rungs[0])
-        queue, relay = _Queue(configs(climbs, store), len(climbs)), OfClimbs(on_progress)
+        metrics = Metrics(store.suite, on_progress)
+        queue, relay = _Queue(configs(climbs, store), len(climbs)), OfClimbs(metrics.update)
         resources = climbs[0].rungs[0].resources
         self._tune(Climber, queue, Brackets(climbs), relay, resources, resources.retries)
+        metrics.close()
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
@@ -181,6 +186,7 @@ class BatchTrainable(tune.Trainable):  # type: ignore[misc]
         """Begin the batch in `config`."""
         batch = decode(config["batch"])
         self._work = run_batch(batch, SuiteStore(config["store"], batch.suite), "ray")
+        self._memory = Memory(batch.suite)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin another batch in the same process, whose data and measurements are kept."""
@@ -190,6 +196,7 @@ class BatchTrainable(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """Go on until some runs have been stored, and return what became of them."""
         progress = next(self._work)
+        self._memory.update()
         return {**progress.plain(), "done": progress.finished}
 
     def cleanup(self) -> None:
