@@ -19,7 +19,8 @@ class TensorBoard:
         folder = self._target / run.suite / run.run_id
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
-        with self._events.SummaryWriter(logdir=str(folder)) as writer:
+        # The hyper-parameters get a writer of their own, whose file would have the same name.
+        with self._events.SummaryWriter(logdir=str(folder), filename_suffix=".curves") as writer:
             for step, epoch, values in run.history:
                 for tag, value in {"epoch": epoch, **values}.items():
                     writer.add_scalar(tag, value, step, walltime=run.began)
