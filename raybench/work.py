@@ -34,6 +34,7 @@ from raybench.plan import PIECES, Batch, pieces
 from raybench.procedures.base import DTYPES
 from raybench.ranks import Ranks
 from raybench.record import Account, Recorder, summary
+from raybench.redact import redacted
 from raybench.schema import arrays_table, joined, metrics_table, runs_table
 from raybench.store import FINISHED, SuiteStore
 from raybench.suite import Planned
@@ -250,7 +251,8 @@ def _run_group(
     except Exception as error:  # noqa: BLE001  (any failure of a run is a row with its reason)
         ranks.require_all(failed=True)
         if len(group) == 1:
-            accounts = [_Failed(reason(error), "".join(traceback.format_exception(error))[-8000:])]
+            log = redacted("".join(traceback.format_exception(error)))
+            accounts = [_Failed(reason(error), log[-8000:])]
         elif tight := sizing.is_out_of_memory(error):
             why = f"{len(group)} lanes did not fit in memory ({reason(error)})"
             sizing.remember_limit(batch, len(group) // 2, why)
@@ -366,7 +368,7 @@ def identity(planned: Planned) -> dict[str, Any]:
 
 def reason(error: BaseException) -> str:
     """Return why a run failed: the error's type, its first line, and where it was raised."""
-    said = (str(error).strip().splitlines() or [""])[0][:300]
+    said = (redacted(str(error)).strip().splitlines() or [""])[0][:300]
     if isinstance(error, RaybenchError | WallLimit):
         return said
     frames = traceback.extract_tb(error.__traceback__)

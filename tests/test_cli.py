@@ -66,7 +66,7 @@ base:
 VERBS = (
     "run", "plan", "validate", "bench", "status", "runs ls", "runs show", "runs logs",
     "runs retry", "figures", "report", "verify", "query", "ls", "show", "schema", "doctor",
-    "import deepobs",
+    "import deepobs", "export", "submit",
 )  # fmt: skip
 
 

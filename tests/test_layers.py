@@ -80,7 +80,18 @@ def test_only_analysis_draws() -> None:
 
 @pytest.mark.parametrize(
     "package",
-    ["analysis", "causes", "deepobs", "parts", "stats", "store", "untrained", "page", "errors"],
+    [
+        "analysis",
+        "causes",
+        "deepobs",
+        "exports",
+        "parts",
+        "stats",
+        "store",
+        "untrained",
+        "page",
+        "errors",
+    ],
 )
 def test_readers_import_neither_torch_nor_ray(package: str) -> None:
     for name, file in MODULES.items():
@@ -117,6 +128,7 @@ def test_reading_loads_neither_torch_nor_ray() -> None:
         ("usercode", {"errors", "tables"}),
         ("schema", set()),
         ("causes", set()),
+        ("redact", set()),
         ("journal", {"errors"}),
         ("deadline", {"journal"}),
         ("stats", {"errors"}),

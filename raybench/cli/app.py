@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from raybench.cli import browse, exchange, execute, forecast, inspect, measure, present
+from raybench.cli import browse, exchange, execute, forecast, inspect, measure, present, remote
 from raybench.cli.console import errors
 from raybench.errors import RaybenchError
+from raybench.redact import redacted
 
 app = typer.Typer(
     name="raybench",
@@ -32,6 +33,7 @@ app = typer.Typer(
 
 _RUN, _SEE, _KNOW = "Run", "Results", "Look up"
 app.command("run", rich_help_panel=_RUN)(execute.run)
+app.command("submit", rich_help_panel=_RUN)(remote.submit)
 app.command("plan", rich_help_panel=_RUN)(forecast.plan)
 app.command("validate", rich_help_panel=_RUN)(execute.validate)
 app.command("bench", rich_help_panel=_RUN)(measure.bench)
@@ -42,6 +44,7 @@ app.command("report", rich_help_panel=_SEE)(present.report)
 app.command("verify", rich_help_panel=_SEE)(present.verify)
 app.command("query", rich_help_panel=_SEE)(inspect.query)
 app.add_typer(exchange.imports, name="import", rich_help_panel=_SEE)
+app.command("export", rich_help_panel=_SEE)(exchange.export)
 app.command("ls", rich_help_panel=_KNOW)(browse.ls)
 app.command("show", rich_help_panel=_KNOW)(browse.show_one)
 app.command("schema", rich_help_panel=_KNOW)(browse.schema)
@@ -78,7 +81,9 @@ def main() -> None:
     try:
         app()
     except RaybenchError as error:
-        errors.print(str(error), style="red" if error.exit_code != 3 else None, markup=False)
+        errors.print(
+            redacted(str(error)), style="red" if error.exit_code != 3 else None, markup=False
+        )
         sys.exit(error.exit_code)
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # what typer makes of Ctrl-C

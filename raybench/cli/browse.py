@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from raybench.cli.console import output, print_json, show
-from raybench.cli.suites import bundled, find
+from raybench.cli.suites import bundled, find, launch_files
 from raybench.errors import NothingMatched, RaybenchError, suggest
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -71,12 +71,17 @@ def _libraries(kind: str, table: Any, *, whole: bool) -> Iterator[dict[str, Any]
 
 
 def show_one(
-    name: Annotated[str, typer.Argument(help="A component or a bundled suite.")],
+    name: Annotated[
+        str, typer.Argument(help="A component, a bundled suite, or a file that starts a cluster.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Show one component: what it is, its parameters with defaults, and where it comes from.
 
-    Example:  raybench show adam
+    Examples:
+      raybench show adam
+
+      raybench show cluster.yaml > cluster.yaml      (also rayjob.yaml, slurm.sh)
     """
     from raybench.catalog import TABLES
 
@@ -88,8 +93,16 @@ def show_one(
         else:
             sys.stdout.write(text)  # as it is: it may be on its way into a file
         return
+    if not found and name in launch_files():
+        text = launch_files()[name].read_text(encoding="utf-8")
+        if as_json:
+            print_json({"name": name, "kind": "launch", "text": text})
+        else:
+            sys.stdout.write(text)
+        return
     if not found:
-        known = [*bundled(), *(each for table in TABLES.values() for each in table)]
+        components = (each for table in TABLES.values() for each in table)
+        known = [*bundled(), *launch_files(), *components]
         raise NothingMatched(f"nothing is called {name!r}{suggest(name, known)}")
     shown = [_component(kind, table, name) for kind, table in found]
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 from collections import Counter
@@ -98,6 +99,30 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.3g} TB"
+
+
+def last_progress(lines: Sequence[str]) -> tuple[int, int, str] | None:
+    """Return how far a LiveLine was that printed these lines: done, to do, and what else it said.
+
+    None if it printed no progress in them.
+    """
+    for line in reversed(lines):
+        if found := _UPDATED.fullmatch(line.rstrip()):
+            done, to_do, rest = found.groups()
+            return _number(done), _number(to_do), rest
+        if found := _BEGUN.fullmatch(line.rstrip()):
+            return 0, _number(found[1]), ""
+    return None
+
+
+_UPDATED: Final = re.compile(r"([\d,]+)/([\d,]+)  [━─]+  (.*)")
+_BEGUN: Final = re.compile(
+    r"[\w-]+: [\d,]+ (?:[\w ]+ )?runs, [\d,]+ finished before, ([\d,]+) to do"
+)
+
+
+def _number(text: str) -> int:
+    return int(text.replace(",", ""))
 
 
 class LiveLine:

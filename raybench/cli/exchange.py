@@ -1,4 +1,4 @@
-"""Verbs that take over results of other programs: import."""
+"""Verbs that exchange results with other programs: import, export."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from raybench.cli.console import duration, errors, output, print_json, show
 from raybench.cli.inspect import Json
+from raybench.errors import UsageError, suggest
 
 if TYPE_CHECKING:
     from raybench.deepobs import Imported
@@ -58,7 +59,7 @@ def deepobs(
     """
     from raybench.deepobs import SCALE, import_results
 
-    progress = _Progress()
+    progress = _Progress("files")
     account = import_results(folder, store, suite, progress.update)
     if as_json:
         print_json(_document(account))
@@ -87,10 +88,43 @@ def deepobs(
         output.print("  ... --json lists them all")
 
 
-class _Progress:
-    """A line now and then about how far the import is."""
+def export(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="tensorboard, wandb or mlflow.")],
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the results.")],
+    target: Annotated[
+        str, typer.Argument(metavar="DEST", help="A folder; for mlflow also a tracking URI.")
+    ],
+    suite: Annotated[str | None, typer.Option("--suite", help="One suite of the store.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write results for TensorBoard, Weights & Biases (offline) or MLflow, with every curve.
 
-    def __init__(self) -> None:
+    Nothing is sent anywhere but to DEST; exporting again replaces what is there (W&B adds).
+
+    Examples:
+      raybench export tensorboard results boards        then  tensorboard --logdir boards
+
+      raybench export wandb results boards              then  wandb sync boards/wandb/offline-*
+
+      raybench export mlflow results http://localhost:5000
+    """
+    from raybench import exports
+
+    if kind not in exports.WRITERS:
+        raise UsageError(f"no export {kind!r}{suggest(kind, exports.WRITERS)}")
+    progress = _Progress("runs")
+    count = exports.export(kind, store, target, suite, progress.update)
+    if as_json:
+        print_json({"kind": kind, "runs": count, "dest": target})
+    else:
+        output.print(f"{count:,} runs in {duration(progress.seconds)} to {target}", markup=False)
+
+
+class _Progress:
+    """A line now and then about how far an import or export is."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
         self._began = self._printed = time.monotonic()
 
     @property
@@ -104,7 +138,7 @@ class _Progress:
             self._printed = time.monotonic()
             rate = done / self.seconds
             left = duration((total - done) / rate) if rate else "unknown"
-            errors.print(f"{done:,}/{total:,} files  {rate:,.0f} files/s  eta {left}")
+            errors.print(f"{done:,}/{total:,} {self._what}  {rate:,.0f} {self._what}/s  eta {left}")
 
 
 _PHASES: Final = ("one_shot", "search", "refine", "confirm")

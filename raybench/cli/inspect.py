@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from raybench.cli.console import cell, errors, output, print_json, show
+from raybench.cli.remote import show_cluster
 from raybench.cli.suites import command, resolved, retry
 from raybench.errors import NothingMatched, UsageError
 
@@ -32,16 +33,27 @@ runs = typer.Typer(
 
 def status(
     store: StoreArgument = Path("results"),
+    address: Annotated[
+        str | None,
+        typer.Option(help="A cluster's dashboard, http://HEAD:8265, in place of a store."),
+    ] = None,
     watch: Annotated[bool, typer.Option("-w", "--watch", help="Again every 2 seconds.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show how far each suite of a store is, and why runs failed.
+    """Show how far each suite of a store is, and why runs failed; or what a cluster does.
 
     Failures that differ only in numbers are one cause, with an example and the command that tries
-    them again.
+    them again. With --address: the suites that were submitted there, how far they are, the nodes,
+    what is taken of them and what waits for room.
 
-    Example:  raybench status results -w
+    Examples:
+      raybench status results -w
+
+      raybench status --address http://head:8265 -w
     """
+    if address is not None:
+        show_cluster(address, watch=watch, as_json=as_json)
+        return
     from raybench.journal import waiting
 
     while True:

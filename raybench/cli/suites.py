@@ -21,6 +21,12 @@ def bundled() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def launch_files() -> dict[str, Path]:
+    """Return the bundled files that start a cluster, by name."""
+    folder = Path(str(resources.files("raybench"))) / "launch"
+    return {path.name: path for path in sorted(folder.iterdir()) if path.suffix in (".yaml", ".sh")}
+
+
 def find(name: str) -> tuple[Path, str]:
     """Return a suite's file and how to call it in messages.
 

@@ -29,6 +29,7 @@ from ray.tune.search import Searcher
 
 from raybench.cluster import placement
 from raybench.cluster.lookout import Lookout
+from raybench.cluster.metrics import Metrics
 from raybench.cluster.worker import BatchTrainable, Drained
 from raybench.errors import UnavailableError
 from raybench.journal import folder_of
@@ -100,14 +101,18 @@ class RayExecutor:
         A batch whose process dies is reported as broken, with the reason, and is not retried:
         who was in flight is for the caller to find out.
         """
+        metrics = Metrics(store.suite, on_progress)
+        report = metrics.update
         shared = [batch for batch in batches if batch.resources.ranks > 1]
         with contextlib.ExitStack() as stack:
             if shared:
                 from raybench.cluster.gang import Gangs
 
-                gangs = stack.enter_context(Gangs(shared, store, on_progress, self.resources))
-                on_progress = gangs.report
-            self._run_alone([b for b in batches if b.resources.ranks == 1], store, on_progress)
+                have = ray.cluster_resources()
+                gangs = stack.enter_context(Gangs(shared, store, report, have))
+                report = gangs.report
+            self._run_alone([b for b in batches if b.resources.ranks == 1], store, report)
+        metrics.close()
 
     def _run_alone(
         self,
@@ -153,10 +158,12 @@ class RayExecutor:
         from raybench.cluster.climb import Brackets, Climber, OfClimbs, configs
 
         self._check(climbs[0].rungs[0])
-        queue, relay = _Queue(configs(climbs, store), len(climbs)), OfClimbs(on_progress)
+        metrics = Metrics(store.suite, on_progress)
+        queue, relay = _Queue(configs(climbs, store), len(climbs)), OfClimbs(metrics.update)
         resources = climbs[0].rungs[0].resources
         relay.lookout = Lookout(resources, relay.waits)
         self._tune(Climber, queue, Brackets(climbs), relay, resources, resources.retries)
+        metrics.close()
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""

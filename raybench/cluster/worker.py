@@ -13,6 +13,7 @@ import ray
 from ray import tune
 
 from raybench.cluster import placement
+from raybench.cluster.metrics import Memory
 from raybench.plan import decode
 from raybench.store import SuiteStore
 from raybench.work import run_batch
@@ -28,6 +29,7 @@ class BatchTrainable(tune.Trainable):  # type: ignore[misc]
         _end_with_node()
         batch = decode(config["batch"])
         self._work = run_batch(batch, SuiteStore(config["store"], batch.suite), "ray")
+        self._memory = Memory(batch.suite)
         self._asked = -math.inf
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -44,6 +46,7 @@ class BatchTrainable(tune.Trainable):  # type: ignore[misc]
                 self._work.close()
                 raise Drained("the node is being taken away (spot preemption, or scaled down)")
         progress = next(self._work)
+        self._memory.update()
         return {**progress.plain(), "done": progress.finished}
 
     def cleanup(self) -> None:
