@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from raybench.causes import cause
 from raybench.compaction import Compactor
+from raybench.errors import UnavailableError
 from raybench.journal import Death, Journals
 from raybench.plan import PIECES, Batch, batches, pieces
 from raybench.schema import runs_table
@@ -175,6 +176,7 @@ class Rounds:
 
         Raises:
             TooManyFailures: one cause is past the suite's limit.
+            UnavailableError: the store takes no more rows.
         """
         self._most = most_failures(self.suite.limits, len(missing))
         held = self.store.quarantined()
@@ -202,6 +204,8 @@ class Rounds:
 
         def on_progress(progress: Progress) -> None:
             nonlocal behind
+            if progress.unstored:
+                raise UnavailableError(progress.unstored)
             behind += by_id[progress.batch_id].seconds * progress.statuses.total()
             progress.share = behind / expected
             if progress.finished:

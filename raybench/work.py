@@ -52,6 +52,7 @@ class Progress:
         reasons: why runs failed, by first line.
         finished: whether the batch has ended.
         broken: why it ended before all of its runs had a row; else empty.
+        unstored: why the store did not take its rows, which ends the suite; else empty.
         lanes: how its runs were fused.
         share: of the time that the whole phase is expected to take, how much is behind; the
             session fills it in.
@@ -62,6 +63,7 @@ class Progress:
     reasons: Counter[str] = field(default_factory=Counter)
     finished: bool = False
     broken: str = ""
+    unstored: str = ""
     lanes: int = 1
     share: float = 0.0
 
@@ -105,6 +107,9 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
         store: where the batch's part is written.
         engine: what executes it, for the table (`in-process`, `subprocess`, `ray`). Only a process
             that is not the driver's own is ended when a group hangs in it.
+
+    Raises:
+        UnavailableError: the store takes nothing any more; a resume does what it has no row of.
     """
     torch.set_num_threads(max(1, int(batch.resources.cpu)))
     kept = {} if batch.fresh else _finished(store.read_part(batch.batch_id) or {})
@@ -117,7 +122,7 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
     flushed = time.monotonic()
     pending = False
     folder = folder_of(store.folder, batch.session)
-    journal = Journal(folder, batch.batch_id, _ids(waiting), engine, batch.wall_s)
+    journal = Journal(folder, batch.batch_id, _ids(waiting), engine, batch.wall_s, store.storage)
     try:
         while waiting:
             journal.begin(_ids(waiting))  # measuring lanes carries out their first steps
@@ -140,15 +145,18 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
             journal.end()
             pending = True
             if waiting and time.monotonic() - flushed >= FLUSH_SECONDS:
+                pending = False  # what the store refused for a minute is not tried again below
                 tables.write(store, batch.batch_id)
-                pending, flushed = False, time.monotonic()
+                flushed = time.monotonic()
                 yield progress
                 progress = Progress(batch.batch_id)
     finally:
         # Also on Ctrl-C: what has been computed is kept.
-        if pending:
-            tables.write(store, batch.batch_id)
-        journal.close()
+        try:
+            if pending:
+                tables.write(store, batch.batch_id)
+        finally:
+            journal.close()
     progress.finished = True
     yield progress
 

@@ -80,7 +80,18 @@ def test_only_analysis_draws() -> None:
 
 @pytest.mark.parametrize(
     "package",
-    ["analysis", "causes", "deepobs", "parts", "stats", "store", "untrained", "page", "errors"],
+    [
+        "analysis",
+        "causes",
+        "deepobs",
+        "parts",
+        "stats",
+        "storage",
+        "store",
+        "untrained",
+        "page",
+        "errors",
+    ],
 )
 def test_readers_import_neither_torch_nor_ray(package: str) -> None:
     for name, file in MODULES.items():
@@ -108,13 +119,15 @@ def test_reading_loads_neither_torch_nor_ray() -> None:
         ("lanes", {"spec"}),
         ("tables", {"errors", "spec"}),
         ("record", {"lanes", "spec"}),
-        ("parts", {"schema"}),
-        ("store", {"errors", "parts", "schema", "untrained"}),
+        ("parts", {"schema", "storage"}),
+        ("storage", {"errors"}),
+        ("pulse", {"errors", "storage"}),
+        ("store", {"errors", "parts", "schema", "storage", "untrained"}),
         ("untrained", set()),
         ("usercode", {"errors", "tables"}),
         ("schema", set()),
         ("causes", set()),
-        ("journal", {"errors"}),
+        ("journal", {"errors", "pulse", "storage"}),
         ("deadline", {"journal"}),
         ("stats", {"errors"}),
     ],

@@ -86,7 +86,7 @@ class RayExecutor:
         for same in kinds.values():
             self._check(same[0])
             # A batch becomes text when its turn comes: that of 100,000 runs would be held twice.
-            given = ({"batch": batch.encode(), "store": str(store.root)} for batch in same)
+            given = ({"batch": batch.encode(), "store": store.root} for batch in same)
             queue, relay = _Queue(given, len(same)), _OfBatches(on_progress)
             self._tune(BatchTrainable, queue, _Unhurried(), relay, same[0].resources)
 
@@ -189,7 +189,11 @@ class BatchTrainable(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """Go on until some runs have been stored, and return what became of them."""
-        progress = next(self._work)
+        try:
+            progress = next(self._work)
+        except UnavailableError as error:  # a store that takes nothing: no other try will do
+            batch_id = json.loads(self.config["batch"])["batch_id"]
+            progress = Progress(batch_id, finished=True, unstored=str(error))
         return {**progress.plain(), "done": progress.finished}
 
     def cleanup(self) -> None:
