@@ -234,6 +234,8 @@ def suites(store: Root = "results") -> list[str]:
 
 def suite_folder(store: Root, suite: str) -> Path | None:
     """Return the folder here with what lies beside the tables of a suite; None if there is none."""
+    if not _is_name(suite):  # it must not lead out of the store
+        return None
     storage = at(store)
     folder = storage.folder / suite
     storage.pull(folder)
@@ -341,8 +343,7 @@ def _alphabetical(values: pd.Categorical) -> pd.Categorical:
 
 
 def _folder(store: Root, suite: str) -> Path:
-    # A name out of a command line or a suite must not lead out of the store.
-    folder = suite_folder(store, suite) if _is_name(suite) else None
+    folder = suite_folder(store, suite)
     if folder is None:
         raise NothingMatched(f"store {at(store).label} has no suite {suite!r}")
     return folder

@@ -454,7 +454,7 @@ def test_a_run_that_the_plan_names_twice_is_measured_once(store: SuiteStore) -> 
 def test_no_name_leads_out_of_the_store(store: SuiteStore, name: str) -> None:
     store.write_part("b", rows("r1"))
     planned(store, "r1")
-    SuiteStore(store.root.parent, "outside").write_part("b", rows("r1"))
+    SuiteStore(Path(store.root).parent, "outside").write_part("b", rows("r1"))
     for reader in (raybench.table, stores.plan, stores.scales):
         with pytest.raises(NothingMatched, match="has no suite"):
             reader(store.root, name)

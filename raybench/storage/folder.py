@@ -98,7 +98,7 @@ class Storage:
             try:
                 make(temporary)
                 temporary.replace(path)
-            except BaseException:
+            except OSError:
                 temporary.unlink(missing_ok=True)
                 raise
 
