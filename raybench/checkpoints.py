@@ -4,7 +4,7 @@
     STORE/SUITE/checkpoints/GROUP/step-STEP.pt    tensors, numbers and text; nothing else is read
 
 A group goes on from the furthest checkpoint that holds all of its runs: its own, or one of a larger
-group that it is a piece of. All access to files is in the functions at the end.
+group that it is a piece of.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import re
-import shutil
 import time
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
@@ -25,8 +23,10 @@ from typing import Any, Final
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from raybench.errors import UnavailableError
 from raybench.ranks import Ranks
 from raybench.spec import Steps, digest
+from raybench.storage import Storage
 
 _FORMAT: Final = 1  # of what a file holds; files of another one are passed over
 _RUNS: Final = "runs.json"
@@ -74,6 +74,7 @@ class Saves:
         keep: how many checkpoints are kept.
         ranks: the processes that train the group; the first one writes, and says where all of them
             go on.
+        storage: where the folder lies; None for a folder of this machine.
 
     Attributes:
         every: see above.
@@ -87,9 +88,11 @@ class Saves:
         every: Steps,
         keep: int,
         ranks: Ranks | None = None,
+        storage: Storage | None = None,
     ) -> None:
         self.every = every
         self.before = 0.0
+        self._storage = storage or Storage(folder)
         self._root = folder
         self._run_ids = tuple(run_ids)
         self._own = folder / digest([*run_ids])
@@ -109,7 +112,7 @@ class Saves:
         if place is None:
             return None
         step, name, run_ids = place
-        form = found[2] if found else _plain(_read(self._root / name / _name(step)))
+        form = found[2] if found else self._content(name, step)
         self.before = form["seconds"]
         self._began = time.perf_counter()
         places = tuple(run_ids.index(run_id) for run_id in self._run_ids)
@@ -117,17 +120,22 @@ class Saves:
 
     def _furthest(self) -> tuple[int, _Stored, dict[str, Any]] | None:
         wanted = set(self._run_ids)
-        holding = [group for group in _stored(self._root) if wanted <= set(group.run_ids)]
+        holding = [
+            group for group in _stored(self._storage, self._root) if wanted <= set(group.run_ids)
+        ]
         found = [(step, group) for group in holding for step in group.steps]
         found.sort(key=lambda item: item[0], reverse=True)
         self._kept = sorted(step for step, group in found if group.name == self._own.name)
         for step, group in found:
-            path = self._root / group.name / _name(step)
             try:
-                return step, group, _plain(_read(path))
+                return step, group, self._content(group.name, step)
             except (OSError, RuntimeError, ValueError) as error:
+                path = self._root / group.name / _name(step)
                 _log.warning("checkpoint %s is passed over: %s", path, error)
         return None
+
+    def _content(self, group: str, step: int) -> dict[str, Any]:
+        return _plain(_read(self._storage, self._root / group / _name(step)))
 
     def seconds(self) -> float:
         """Return how long the runs have trained, lost attempts after a checkpoint left out."""
@@ -148,26 +156,30 @@ class Saves:
         try:
             _require_plain(held)
             if not self._kept:
-                _write(self._own / _RUNS, json.dumps(self._run_ids).encode())
-            _write(self._own / _name(step), held.getbuffer())
-        except (OSError, ValueError) as error:
+                self._write(_RUNS, json.dumps(self._run_ids).encode())
+            self._write(_name(step), held.getvalue())
+        except (OSError, UnavailableError, ValueError) as error:
             # The runs can do without: they would only be longer under way after a death.
             _log.warning("checkpoint of step %d in %s was not written: %s", step, self._own, error)
             return
         self._kept = [*(kept for kept in self._kept if kept != step), step]
         while len(self._kept) > self._keep:
-            _remove(self._own / _name(self._kept.pop(0)))
+            self._storage.remove(self._own / _name(self._kept.pop(0)))
+
+    def _write(self, name: str, content: bytes) -> None:
+        self._own.mkdir(parents=True, exist_ok=True)
+        self._storage.write(self._own / name, lambda file: file.write_bytes(content))
 
     def drop(self) -> None:
         """Remove the group's checkpoints: its rows are stored."""
         if self._ranks.first and self._kept:
-            _remove_folder(self._own)
+            self._storage.remove_folder(self._own)
 
 
-def begun(folder: Path, waiting: Sequence[str]) -> list[str]:
+def begun(folder: Path, waiting: Sequence[str], storage: Storage | None = None) -> list[str]:
     """Return those of the waiting runs that are furthest in a checkpoint, a group; or none."""
     best: tuple[int, list[str]] = (0, [])
-    for group in _stored(folder):
+    for group in _stored(storage or Storage(folder), folder):
         own = set(group.run_ids)
         members = [run_id for run_id in waiting if run_id in own]
         if members:
@@ -175,11 +187,12 @@ def begun(folder: Path, waiting: Sequence[str]) -> list[str]:
     return best[1]
 
 
-def forget(folder: Path, run_ids: Collection[str]) -> None:
+def forget(folder: Path, run_ids: Collection[str], storage: Storage | None = None) -> None:
     """Remove the checkpoints of groups that hold any of the runs."""
-    for group in _stored(folder):
+    storage = storage or Storage(folder)
+    for group in _stored(storage, folder):
         if not set(run_ids).isdisjoint(group.run_ids):
-            _remove_folder(folder / group.name)
+            storage.remove_folder(folder / group.name)
 
 
 def _plain(content: bytes) -> dict[str, Any]:
@@ -203,14 +216,14 @@ def _name(step: int) -> str:
     return f"step-{step:012d}.pt"
 
 
-def _stored(folder: Path) -> list[_Stored]:
+def _stored(storage: Storage, folder: Path) -> list[_Stored]:
     """Return the groups that have checkpoints."""
     found = []
-    for name in _names(folder):
-        matches = [re.fullmatch(r"step-(\d+)\.pt", file) for file in _names(folder / name)]
+    for name in storage.folders(folder):
+        matches = [re.fullmatch(r"step-(\d+)\.pt", file) for file in storage.names(folder / name)]
         steps = sorted((int(match[1]) for match in matches if match), reverse=True)
         try:
-            run_ids = tuple(json.loads(_read(folder / name / _RUNS))) if steps else ()
+            run_ids = tuple(json.loads(_read(storage, folder / name / _RUNS))) if steps else ()
         except (OSError, ValueError):
             continue  # removed meanwhile, or not written by us
         if run_ids:
@@ -218,33 +231,6 @@ def _stored(folder: Path) -> list[_Stored]:
     return found
 
 
-def _names(folder: Path) -> list[str]:
-    """Return what is in a folder; nothing if there is none."""
-    try:
-        return sorted(path.name for path in folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _read(path: Path) -> bytes:
+def _read(storage: Storage, path: Path) -> bytes:
+    storage.bring(path)
     return path.read_bytes()
-
-
-def _write(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-
-
-def _remove_folder(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

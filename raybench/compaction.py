@@ -19,6 +19,7 @@ from typing import Final, Self
 import duckdb
 import pyarrow as pa
 
+from raybench.errors import UnavailableError
 from raybench.parts import MERGED, merge, remove_leftovers, remove_sources
 from raybench.store import SuiteStore
 
@@ -71,16 +72,16 @@ class Compactor:
 
     def _work(self) -> None:
         try:
-            remove_leftovers(self._store.folder)
+            remove_leftovers(self._store.storage, self._store.folder)
             for path in self._before:
                 self._take(path)
             while (part := self._added.get()) is not None:
                 path = self._store.folder / "runs" / f"part-{part}.parquet"
-                if path.exists():
+                if self._store.storage.written(path):
                     self._take(path)
                 self._remove(self._grace)
             self._remove(_LAST_GRACE, wait=True)
-        except (OSError, duckdb.Error, pa.ArrowException) as error:
+        except (UnavailableError, OSError, duckdb.Error, pa.ArrowException) as error:
             _log.warning("parts of %s are merged no longer: %s", self._store.folder, error)
 
     def _take(self, path: Path) -> None:
@@ -88,15 +89,14 @@ class Compactor:
         if path in self._taken:
             return
         self._taken.add(path)
-        beside = self._store.folder / "metrics" / path.name
-        size = path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
-        if size > _LARGEST:
+        storage = self._store.storage
+        if storage.size(path, self._store.folder / "metrics" / path.name) > _LARGEST:
             return
         level = self._levels[_level(path)]
         level.append(path)
         if len(level) >= FAN_IN and not self._hurried:
             sources, level[:] = list(level), []
-            merged = merge(self._store.folder, sources, _level(path) + 1)
+            merged = merge(storage, self._store.folder, sources, _level(path) + 1)
             self._merged.append((time.monotonic(), merged))
             self._take(merged)
 
@@ -107,7 +107,7 @@ class Compactor:
             if left > 0 and not wait:
                 return
             time.sleep(max(left, 0.0))
-            remove_sources(self._store.folder, self._merged.pop(0)[1])
+            remove_sources(self._store.storage, self._store.folder, self._merged.pop(0)[1])
 
 
 def _level(path: Path) -> int:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from raybench import store as stores
 from raybench.errors import NothingMatched
+from raybench.storage import Root
 from raybench.store import SuiteStore
 from raybench.suite import Planned
 
@@ -34,7 +35,7 @@ class Comparison:
     disk: float
 
 
-def measured(root: Path, suite: str, runs: Sequence[Planned]) -> dict[str, float]:
+def measured(root: Root, suite: str, runs: Sequence[Planned]) -> dict[str, float]:
     """Return mean seconds of finished runs by batch key.
 
     Args:
@@ -42,7 +43,7 @@ def measured(root: Path, suite: str, runs: Sequence[Planned]) -> dict[str, float
         suite: the suite's name.
         runs: of the suite.
     """
-    if not (root / suite / "runs").is_dir():
+    if stores.suite_folder(root, suite) is None:
         return {}
     ended = SuiteStore(root, suite).ended()
     walls = dict(zip(ended["run_id"], ended["wall_s"], strict=True))
@@ -54,10 +55,11 @@ def measured(root: Path, suite: str, runs: Sequence[Planned]) -> dict[str, float
     return {key: sum(each) / len(each) for key, each in found.items()}
 
 
-def seconds(root: Path, suite: str, scale: str, runs: Sequence[Planned]) -> dict[str, float]:
+def seconds(root: Root, suite: str, scale: str, runs: Sequence[Planned]) -> dict[str, float]:
     """Return seconds of a run by batch key, as far as finished runs or kept estimates tell them."""
-    kept = root / suite / _name(scale)
-    if not kept.exists():
+    folder = stores.suite_folder(root, suite)
+    kept = folder / _name(scale) if folder is not None else None
+    if kept is None or not kept.exists():
         return measured(root, suite, runs)
     rows = pq.ParquetFile(kept).read(columns=["batch_key", "seconds"]).to_pandas()
     expected = rows.groupby("batch_key", observed=True)["seconds"].mean().dropna()
@@ -92,13 +94,14 @@ def keep(
         }
     )
     path = store.folder / _name(scale)
+    store.storage.bring(path)
     if path.exists():
         before = pq.ParquetFile(path).read().to_pandas()
         rows = pd.concat([before[~before["run_id"].isin(rows["run_id"])], rows])
     store.write_table(path.name, pa.Table.from_pandas(rows, preserve_index=False))
 
 
-def comparisons(root: Path) -> list[Comparison]:
+def comparisons(root: Root) -> list[Comparison]:
     """Return how each estimate that was kept in a store compares with what its runs took."""
     try:
         names = stores.suites(root)
@@ -106,7 +109,8 @@ def comparisons(root: Path) -> list[Comparison]:
         return []
     found = []
     for name in names:
-        for path in sorted((root / name).glob("estimate-*.parquet")):
+        folder = stores.suite_folder(root, name)
+        for path in sorted(folder.glob("estimate-*.parquet")) if folder else ():
             scale = path.stem.removeprefix("estimate-")
             made = _compared(SuiteStore(root, name), scale, path)
             found += [made] if made is not None else []

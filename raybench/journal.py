@@ -8,6 +8,10 @@ A worker writes its batch's file and removes it when the batch has ended, whatev
 runs. A file that is still there is of a process that died, and its last line says under which
 runs. What Python has to say about a crash (the traceback of a segmentation fault, or of what hung
 past the wall limit) is written to the same file.
+
+Of a store at a URL the files lie in its mirror on the worker's machine, and are sent before each
+group; a traceback stays on that machine. There is no lock there: a session lives as long as its
+driver renews its object `lock` (see `pulse`) or, on the same machine, holds the file.
 """
 
 from __future__ import annotations
@@ -18,7 +22,6 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -26,6 +29,8 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from raybench.errors import UnavailableError
+from raybench.pulse import Pulse
+from raybench.storage import Storage
 
 IN_PROCESS: Final = "in-process"
 """The engine whose process is the driver's own."""
@@ -34,6 +39,7 @@ _FRESH_SECONDS: Final = 120.0  # a message is repeated much sooner, as long as i
 _CRASH: Final = "Fatal Python error: "
 _TIMEOUT: Final = "Timeout ("
 _STDERR: Final = 2
+_LOCK: Final = "lock"
 _LOG: Final = 8000  # characters of a traceback that are kept
 
 
@@ -46,6 +52,7 @@ class Journal:
         run_ids: of the runs that are to be carried out, in their order.
         engine: what executes it. Unless it is the driver's own process, a crash is told here too.
         wall_s: the wall limit in seconds, for the reader.
+        storage: of the store; None for a folder.
 
     Attributes:
         dump: the file descriptor that tracebacks of a dying process go to, None if the process
@@ -59,11 +66,16 @@ class Journal:
         run_ids: Sequence[str],
         engine: str,
         wall_s: float | None = None,
+        storage: Storage | None = None,
     ) -> None:
         self.dump: int | None = None
         self._file: int | None = None
         if folder is None:
             return
+        self._sent = storage if storage is not None and storage.remote else None
+        self._last: tuple[int, int] | None = None
+        if self._sent:
+            folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{batch_id}-{secrets.token_hex(4)}.jsonl"
         try:
             self._file = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
@@ -81,8 +93,15 @@ class Journal:
 
     def begin(self, run_ids: Sequence[str]) -> None:
         """Note that this piece of the batch, and no other run, is carried out from now on."""
-        if self._file is not None:
-            self._write({"begin": self._place[run_ids[0]], "count": len(run_ids)})
+        if self._file is None:
+            return
+        begun = self._place[run_ids[0]], len(run_ids)
+        self._write({"begin": begun[0], "count": begun[1]})
+        # What was sent last stands until the next group: a death between two groups is held
+        # against the first, which costs it another try at most.
+        if self._sent and begun != self._last:
+            self._sent.push(self._path)
+            self._last = begun
 
     def end(self) -> None:
         """Note that no run is being carried out."""
@@ -98,6 +117,9 @@ class Journal:
         os.close(self._file)
         self._path.unlink(missing_ok=True)
         self._file = self.dump = None
+        if self._sent:
+            with contextlib.suppress(UnavailableError):  # it goes with its session at the latest
+                self._sent.remove(self._path)
 
     def _write(self, line: dict[str, Any]) -> None:
         assert self._file is not None
@@ -133,15 +155,17 @@ class Journals:
 
     Args:
         folder: where sessions have their folders.
+        storage: of the store; None for a folder.
 
     Attributes:
         session: the name of this session's folder, for the workers.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, storage: Storage | None = None) -> None:
         self.session = secrets.token_hex(8)
         self._waited = False
         self._folder = folder / self.session
+        self._storage = storage or Storage(folder)
         begun = folder / f".{self.session}"
         try:
             begun.mkdir(parents=True)
@@ -149,12 +173,15 @@ class Journals:
             begun.replace(self._folder)
         except OSError as error:
             raise UnavailableError(f"{folder} cannot be written: {error.strerror}") from error
-        for other in folder.iterdir():
-            if other != self._folder and not other.name.startswith("."):
-                self._take_over(other)
+        self._pulse = Pulse(self._storage, self._folder / _LOCK) if self._storage.remote else None
+        others = {*self._storage.folders(folder), *(each.name for each in folder.iterdir())}
+        for name in sorted(others - {self.session}):
+            if not name.startswith("."):
+                self._take_over(folder / name)
 
     def deaths(self) -> list[Death]:
         """Return the deaths so far, in order. To be asked while no batch is being carried out."""
+        self._fetch(self._folder)
         paths = sorted(self._folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
         found = [_read(path) for path in paths]
         return [death for death in found if death is not None]
@@ -175,22 +202,33 @@ class Journals:
 
     def close(self) -> None:
         """Remove the session's folder: its driver has seen everything in it."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._pulse is not None:
+            self._pulse.close()
+        with contextlib.suppress(UnavailableError):
+            self._storage.remove_folder(self._folder)
         if self._lock is not None:
             self._lock.close()
 
+    def _fetch(self, folder: Path) -> None:
+        """Bring the journals of workers on other machines; one's own hold more than was sent."""
+        if self._storage.remote:
+            names = (n for n in self._storage.names(folder) if n.endswith(".jsonl"))
+            self._storage.bring(*(p for n in names if not (p := folder / n).exists()))
+
     def _take_over(self, other: Path) -> None:
-        lock = _locked(other)
-        if lock is None:
+        here = not self._storage.remote or (other / _LOCK).exists()
+        lock = _locked(other) if here else None
+        if lock is None and (here or self._pulse is None or self._pulse.beats(other / _LOCK)):
             return  # its driver lives
-        with lock:
+        with lock or contextlib.nullcontext():
+            self._fetch(other)
             for path in other.glob("*.jsonl"):
                 death = _read(path)
                 # Workers die with their driver, through no fault of a run: what they had in
                 # flight is worth a closer look, but is not held against a run that was alone.
                 if death and (death.engine == IN_PROCESS or len(death.run_ids) > 1):
                     path.replace(self._folder / path.name)
-            shutil.rmtree(other, ignore_errors=True)
+            self._storage.remove_folder(other)
 
 
 def folder_of(suite_folder: Path, session: str) -> Path | None:
@@ -211,7 +249,7 @@ def waiting(suite_folder: Path) -> list[str]:
 def _locked(folder: Path) -> IO[str] | None:
     """Return the open lock of a session's folder, or None if a living driver holds it."""
     try:
-        file = (folder / "lock").open("a", encoding="ascii")
+        file = (folder / _LOCK).open("a", encoding="ascii")
     except OSError:
         return None  # removed meanwhile, by its own driver
     try:

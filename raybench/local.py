@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from raybench.errors import UsageError
+from raybench.errors import UnavailableError, UsageError
 from raybench.journal import IN_PROCESS
 from raybench.plan import Batch, decode
+from raybench.progress import Progress
 from raybench.store import SuiteStore
-from raybench.work import Progress, run_batch
+from raybench.work import run_batch
 
 
 class LocalExecutor:
@@ -62,7 +63,7 @@ class LocalExecutor:
 class _Child:
     """A process for batches that may end it; another is started when it has died."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: str) -> None:
         self._store = store
         self._process: subprocess.Popen[str] | None = None
 
@@ -95,7 +96,7 @@ class _Child:
         # The same modules are found there, plug-ins included.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "raybench.local", str(self._store)],
+            [sys.executable, "-P", "-m", "raybench.local", self._store],
             env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -111,15 +112,19 @@ def _ending(code: int) -> str:
     return f"the process died ({name}{', or out of memory' if name == 'SIGKILL' else ''})"
 
 
-def _serve(store: Path) -> None:
+def _serve(store: str) -> None:
     """Carry out the batches that come on standard input, a line each, and report likewise."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what runs print must not get between
     for line in sys.stdin:
         batch = decode(line)
-        for progress in run_batch(batch, SuiteStore(store, batch.suite), "subprocess"):
-            print(json.dumps(progress.plain()), file=answers, flush=True)
+        try:
+            for progress in run_batch(batch, SuiteStore(store, batch.suite), "subprocess"):
+                print(json.dumps(progress.plain()), file=answers, flush=True)
+        except UnavailableError as error:
+            lost = Progress(batch.batch_id, finished=True, unstored=str(error))
+            print(json.dumps(lost.plain()), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))
+    _serve(sys.argv[1])

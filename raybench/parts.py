@@ -10,14 +10,14 @@ the metrics and arrays that lie in the same part as that row.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -25,12 +25,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raybench.schema import SCHEMAS, TABLES, TableName
+from raybench.storage import Storage
 
 MERGED: Final = "part-all-"
 """How the name of a merged part begins."""
 _SOURCES: Final = "raybench.sources"
 _ABANDONED: Final = 3600.0  # seconds after which nobody writes to a temporary file any more
+_ATTEMPTS: Final = 20
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def listed(folder: Path) -> list[Path]:
@@ -69,16 +73,18 @@ def opened() -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def merge(folder: Path, parts: Sequence[Path], level: int) -> Path:
+def merge(storage: Storage, folder: Path, parts: Sequence[Path], level: int) -> Path:
     """Write the rows of some parts of `runs`, and of what lies beside them, as one part.
 
     The sources stay; see `remove_sources`. A crash leaves them as they were.
 
     Args:
+        storage: of the store.
         folder: of the suite.
         parts: of `runs`.
         level: how often the rows have then been merged; it is part of the name.
     """
+    storage.bring(*(folder / table / path.name for table in TABLES for path in parts))
     sources = [(path.name, _written(path)) for path in parts]
     name = f"{MERGED}{level}-{_digest(path.name for path in parts)}.parquet"
     footer = json.dumps(sources).replace("'", "''")
@@ -86,36 +92,44 @@ def merge(folder: Path, parts: Sequence[Path], level: int) -> Path:
         connection.execute("set threads = 1")  # the cores belong to the runs
         create_views(connection, [(folder, parts)])
         for table in ("metrics", "arrays", "runs"):  # `runs` last: it makes the others count
-            target = folder / table / name
-            temporary = target.with_name(f".{name}.tmp-{os.getpid()}")
-            connection.execute(
-                f"copy (from {table}) to '{_quoted(temporary)}' (format parquet, "
-                f"compression zstd, kv_metadata {{'{_SOURCES}': '{footer}'}})"
-            )
-            temporary.replace(target)
+
+            def copy(path: Path, table: str = table) -> None:
+                connection.execute(
+                    f"copy (from {table}) to '{_quoted(path)}' (format parquet, "
+                    f"compression zstd, kv_metadata {{'{_SOURCES}': '{footer}'}})"
+                )
+
+            storage.write(folder / table / name, copy)
+    storage.bring(folder / "runs" / name)
     return folder / "runs" / name
 
 
-def remove_sources(folder: Path, merged: Path) -> None:
+def remove_sources(storage: Storage, folder: Path, merged: Path) -> None:
     """Remove what a merged part stands for; a source that was written since holds newer rows."""
-    for name, written in _sources(merged):
-        path = folder / "runs" / name
-        if path == merged or (path.exists() and _written(path) != written):
-            continue
-        for table in TABLES:  # `runs` first: without it the others are nothing
-            (folder / table / name).unlink(missing_ok=True)
+    _remove_sources(storage, folder, [merged])
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(storage: Storage, folder: Path) -> None:
     """Remove what merging left behind where a process was killed in it."""
     # The oldest first, since a merged part may itself have been merged.
-    for merged in sorted((folder / "runs").glob(f"{MERGED}*.parquet"), key=_written):
-        if _whole(folder, merged):
-            remove_sources(folder, merged)
+    found = sorted((folder / "runs").glob(f"{MERGED}*.parquet"), key=_written)
+    _remove_sources(storage, folder, [merged for merged in found if _whole(folder, merged)])
     for table in TABLES:
         for temporary in (folder / table).glob(f".{MERGED}*.tmp-*"):
             if time.time() - temporary.stat().st_mtime > _ABANDONED:
                 temporary.unlink(missing_ok=True)
+
+
+def _remove_sources(storage: Storage, folder: Path, parts: Sequence[Path]) -> None:
+    there = {table: set(storage.names(folder / table)) for table in TABLES} if parts else {}
+    for merged in parts:
+        for name, written in _sources(merged):
+            path = folder / "runs" / name
+            if path == merged or (name in there["runs"] and storage.written(path) != written):
+                continue
+            for table in TABLES:  # `runs` first: without it the others are nothing
+                if name in there[table]:
+                    storage.remove(folder / table / name)
 
 
 def create_views(
@@ -156,6 +170,28 @@ def create_views(
             f"create view {name} as select * exclude (_file, _part) from "
             f"(from _{name} semi join _latest using ({keys}))"
         )
+
+
+def viewed(
+    storage: Storage, folders: Sequence[Path], tables: Sequence[TableName]
+) -> duckdb.DuckDBPyConnection:
+    """Return a connection with the views of some tables over the parts that there are now."""
+    storage.pull(*(folder / name for folder in folders for name in tables))
+    connection = opened()
+    create_views(connection, [(folder, listed(folder)) for folder in folders], tables)
+    return connection
+
+
+def settled(read: Callable[[], T]) -> T:
+    """Return what `read` returns, which is called again where a part has gone meanwhile.
+
+    Compaction may remove parts between their listing and their reading: the merged part is then
+    in their place.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(duckdb.IOException, FileNotFoundError):
+            return read()
+    return read()
 
 
 def measured(folder: Path, name: TableName, run_ids: pa.Table) -> pa.Table:

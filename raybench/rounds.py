@@ -19,14 +19,16 @@ import pyarrow.compute as pc
 from raybench.causes import cause
 from raybench.checkpoints import forget
 from raybench.compaction import Compactor
+from raybench.errors import UnavailableError
 from raybench.journal import Death, Journals
 from raybench.plan import PIECES, Batch, batches, pieces
+from raybench.progress import Progress
 from raybench.schema import runs_table
 from raybench.spec import digest
 from raybench.store import QUARANTINED, SuiteStore
 from raybench.suite import Planned, Suite
 from raybench.suite.sections import Limits
-from raybench.work import Progress, identity
+from raybench.work import identity
 
 FAILED: Final = "failed"
 _DIED: Final = "the process died (killed, or out of memory)"
@@ -176,6 +178,7 @@ class Rounds:
 
         Raises:
             TooManyFailures: one cause is past the suite's limit.
+            UnavailableError: the store takes no more rows.
         """
         self._most = most_failures(self.suite.limits, len(missing))
         held = self.store.quarantined()
@@ -194,7 +197,8 @@ class Rounds:
     def _forget(self, runs: Sequence[Planned]) -> None:
         """Remove the checkpoints of runs that begin anew, or that have a row."""
         if self.suite.checkpoint:
-            forget(self.store.checkpoints, [planned.run.run_id for planned in runs])
+            ids = [planned.run.run_id for planned in runs]
+            forget(self.store.checkpoints, ids, self.store.storage)
 
     def _round(self, state: Narrowed) -> list[Planned]:
         """Carry out batches once; return the runs that are to be tried again."""
@@ -210,9 +214,7 @@ class Rounds:
 
         def on_progress(progress: Progress) -> None:
             nonlocal behind
-            self.journals.tell(progress.waiting)
-            if progress.waiting:
-                self.watcher.update(progress)
+            if self._only_waits(progress):
                 return
             if progress.excused:
                 excused.add(progress.batch_id)
@@ -251,6 +253,15 @@ class Rounds:
                     again.append(planned)
         self._fail(given_up)
         return again
+
+    def _only_waits(self, progress: Progress) -> bool:
+        """Pass on that a batch waits for a node; UnavailableError if the store took no rows."""
+        if progress.unstored:
+            raise UnavailableError(progress.unstored)
+        self.journals.tell(progress.waiting)
+        if progress.waiting:
+            self.watcher.update(progress)
+        return bool(progress.waiting)
 
     def _batches(self, runs: Sequence[Planned]) -> list[Batch]:
         made = batches(

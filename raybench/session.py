@@ -20,18 +20,20 @@ from ruamel.yaml import YAML
 
 from raybench import history, usercode
 from raybench.climbs import climbs
-from raybench.errors import NothingMatched, RefusedError
+from raybench.errors import NothingMatched, RefusedError, UnavailableError
 from raybench.journal import Journals
 from raybench.plan import Climb, distinct, to_do
+from raybench.progress import Progress
 from raybench.rounds import FAILED, Executor, Rounds, TooManyFailures, Watcher, row_of
 from raybench.schema import runs_table
 from raybench.spec import digest
+from raybench.storage import Root, below
 from raybench.store import QUARANTINED, SuiteStore
 from raybench.suite import Planned, Suite
 from raybench.suite.later import Later, Searcher
 from raybench.suite.protocol import Arm
 from raybench.suite.sections import Select
-from raybench.work import Progress, versions
+from raybench.work import versions
 
 
 @runtime_checkable
@@ -73,7 +75,7 @@ class Session:
 
     Args:
         suite: what to run.
-        root: the store's folder.
+        root: the store, a folder or a URL.
         make_executor: called once there is something to execute, or trials to choose by results.
         watcher: told what happens.
         only: run ids to be run again, whatever their status; None for all that is missing.
@@ -81,7 +83,7 @@ class Session:
     """
 
     suite: Suite
-    root: Path
+    root: Root
     make_executor: Callable[[], Executor]
     watcher: Watcher
     only: frozenset[str] | None = None
@@ -93,6 +95,7 @@ class Session:
 
         Raises:
             RefusedError: the suite is past its limit of runs.
+            UnavailableError: the store takes no more rows; what it has is kept.
             NothingMatched: `only` or `only_failed` leave nothing to run.
             RefusedError: also once one cause has failed more runs than the suite's limit.
         """
@@ -111,7 +114,7 @@ class Session:
         self._plan(store, suite.runs)
         self._store_skipped(store)
         executor: list[Executor] = []
-        self._journals = Journals(store.folder / "journal")
+        self._journals = Journals(store.folder / "journal", store.storage)
         try:
             runs, executed, lost = self._phases(store, executor)
         except TooManyFailures as stop:
@@ -192,6 +195,8 @@ class Session:
         executed: Counter[str] = Counter()
 
         def on_progress(progress: Progress) -> None:
+            if progress.unstored:
+                raise UnavailableError(progress.unstored)
             executed.update(progress.statuses)
             self.watcher.update(progress)
 
@@ -270,14 +275,15 @@ def refuse_past_runs(suite: Suite) -> None:
         )
 
 
-def stopped(suite: Suite, stop: TooManyFailures, statuses: Mapping[str, str], root: Path) -> str:
+def stopped(suite: Suite, stop: TooManyFailures, statuses: Mapping[str, str], root: Root) -> str:
     """Return what is said of a suite that ended because its runs fail: why, and how to go on."""
     counts = Counter(statuses.get(p.run.run_id, "not run") for p in distinct(suite.runs))
     listed = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items()))
     return (
         f"{suite.name} was stopped: {stop.count:,} runs failed by one cause, and limits.failures "
         f"is {suite.limits.failures:g}:\n  {stop.cause}\n"
-        f"kept in {root / suite.name}: {listed}; `raybench status {root}` names runs and causes.\n"
+        f"kept in {below(root, suite.name)}: {listed}; `raybench status {root}` names runs and "
+        "causes.\n"
         "Once the cause is mended the same command goes on with what failed or was not run; "
         "limits.failures=null carries on whatever fails"
     )

@@ -13,9 +13,7 @@ and the metrics and arrays that lie in the same part as that row.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,16 +28,17 @@ import pyarrow.parquet as pq
 from raybench import untrained
 from raybench.errors import NothingMatched, UnavailableError
 from raybench.parts import (
-    create_views,
     listed,
     measured,
     merge,
-    opened,
     readable,
     remove_leftovers,
     remove_sources,
+    settled,
+    viewed,
 )
 from raybench.schema import TABLES, TableName
+from raybench.storage import Root, Storage, at
 
 ENDED: Final = ("done", "stopped")
 """Statuses of runs whose last values are results."""
@@ -48,8 +47,6 @@ FINISHED: Final = ("done", "diverged", "stopped")
 QUARANTINED: Final = "quarantined"
 """How the reason of a failed run begins that ends its process: it runs again only if asked for."""
 
-_ATTEMPTS: Final = 20
-
 T = TypeVar("T")
 
 
@@ -57,26 +54,31 @@ class SuiteStore:
     """The results of one suite: what a worker writes to and a driver reads from.
 
     Args:
-        root: the store's folder.
+        root: the store, a folder or a URL.
         suite: the suite's name, a folder in it.
+
+    Attributes:
+        storage: where it lies.
+        folder: of the suite, on this machine.
 
     Raises:
         UnavailableError: the folder cannot be made or written.
     """
 
-    def __init__(self, root: Path | str, suite: str) -> None:
+    def __init__(self, root: Root, suite: str) -> None:
         if not _is_name(suite):
             raise ValueError(f"{suite!r} is not the name of a suite")
-        self.root = Path(root).absolute()
+        self.storage: Storage = at(at(root).root)
+        self.root = self.storage.root
         self.suite = suite
-        self.folder = self.root / suite
+        self.folder = self.storage.folder / suite
         self.checkpoints = self.folder / "checkpoints"
         try:
             for name in TABLES:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UnavailableError(
-                f"store {self.root} cannot be written: {error.strerror or error}; "
+                f"store {self.storage.folder} cannot be written: {error.strerror or error}; "
                 "give another folder with -o"
             ) from error
 
@@ -88,15 +90,21 @@ class SuiteStore:
         arrays: pa.Table | None = None,
     ) -> None:
         """Write one batch's tables; `runs` last, since its part is what makes the others count."""
-        for name, rows in (("metrics", metrics), ("arrays", arrays), ("runs", runs)):
-            if rows is not None and (len(rows) or name == "runs"):
-                self._write(rows, self.folder / name / f"part-{part}.parquet")
+        try:
+            for name, rows in (("metrics", metrics), ("arrays", arrays), ("runs", runs)):
+                if rows is not None and (len(rows) or name == "runs"):
+                    self._write(rows, self.folder / name / f"part-{part}.parquet")
+        except UnavailableError as error:
+            raise UnavailableError(
+                f"{error}\nWhat was stored is kept; the same command goes on with the rest"
+            ) from error
 
     def read_part(self, part: str) -> dict[str, pa.Table] | None:
         """Return the tables of a batch that was begun before, or None."""
         found: dict[str, pa.Table] = {}
-        for name in TABLES:
-            path = self.folder / name / f"part-{part}.parquet"
+        paths = {name: self.folder / name / f"part-{part}.parquet" for name in TABLES}
+        self.storage.bring(*paths.values())
+        for name, path in paths.items():
             if readable(path):
                 found[name] = pq.ParquetFile(path).read()
         return found if "runs" in found else None
@@ -104,6 +112,7 @@ class SuiteStore:
     def run_ids(self, part: str) -> set[str]:
         """Return the runs that a batch's part has a row of."""
         path = self.folder / "runs" / f"part-{part}.parquet"
+        self.storage.bring(path)
         if not readable(path):
             return set()
         return set(pq.ParquetFile(path).read(columns=["run_id"])["run_id"].to_pylist())
@@ -122,7 +131,9 @@ class SuiteStore:
 
     def num_bytes(self) -> int:
         """Return the size of all parts that count."""
-        return sum(path.stat().st_size for name in TABLES for path in self.parts(name))
+        counted = {path.name for path in self.parts()}
+        sizes = [self.storage.sizes(self.folder / name) for name in TABLES]
+        return sum(sum(each[name] for name in counted & each.keys()) for each in sizes)
 
     def quarantined(self) -> set[str]:
         """Return the runs that failed for good: they end the process that they train in."""
@@ -141,7 +152,7 @@ class SuiteStore:
             run_id: value
             if status in ENDED and value is not None and not math.isnan(value)
             else math.inf
-            for run_id, status, value in _asked([self.folder], ask)
+            for run_id, status, value in _asked(self.storage, [self.folder], ask)
         }
 
     def write_plan(
@@ -167,6 +178,7 @@ class SuiteStore:
 
     def parts(self, name: TableName = "runs") -> list[Path]:
         """Return a table's readable parts."""
+        self.storage.pull(*{self.folder / "runs", self.folder / name})
         paths = [self.folder / name / part.name for part in listed(self.folder)]
         return [path for path in paths if path.exists()]
 
@@ -175,67 +187,77 @@ class SuiteStore:
 
         Readers see every run at all times: the merged part is there before the others go.
         """
-        remove_leftovers(self.folder)
+        self.parts()
+        remove_leftovers(self.storage, self.folder)
         parts = self.parts()
         if len(parts) < at_least:
             return 0
-        remove_sources(self.folder, merge(self.folder, parts, 1))
+        merged = merge(self.storage, self.folder, parts, 1)
+        remove_sources(self.storage, self.folder, merged)
         return len(parts)
 
     def _ask(self, sql: str) -> pa.Table:
-        return _asked([self.folder], lambda connection: connection.sql(sql).to_arrow_table())
+        return _asked(
+            self.storage, [self.folder], lambda connection: connection.sql(sql).to_arrow_table()
+        )
 
     def write_table(self, name: str, rows: pa.Table) -> None:
         """Write a table beside the results, whole or not at all."""
         self._write(rows, self.folder / name)
 
     def _write(self, rows: pa.Table, path: Path) -> None:
-        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-        try:
-            pq.write_table(rows, temporary, compression="zstd")
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise UnavailableError(f"{path} cannot be written: {error}") from error
+        self.storage.write(path, lambda file: pq.write_table(rows, file, compression="zstd"))
 
     def _write_text(self, name: str, text: str) -> None:
-        temporary = self.folder / f".{name}.tmp-{os.getpid()}"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.folder / name)
+        self.storage.write(self.folder / name, lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def connect(store: Path | str = "results") -> duckdb.DuckDBPyConnection:
+def connect(
+    store: Root = "results", tables: Sequence[TableName] = TABLES
+) -> duckdb.DuckDBPyConnection:
     """Return a DuckDB connection with the views `runs`, `metrics` and `arrays`.
 
     Args:
-        store: the store, or the folder of one suite in it.
+        store: the store, a folder or a URL; or the folder of one suite in it.
+        tables: only the views of these, which is faster; `runs` must be among them.
 
     Raises:
         NothingMatched: there are no results.
     """
-    folders = _folders(Path(store))
-    return _settled(lambda: _viewed(folders))
+    storage = at(store)
+    folders = _folders(storage)
+    return settled(lambda: viewed(storage, folders, tables))
 
 
-def suites(store: Path | str = "results") -> list[str]:
+def suites(store: Root = "results") -> list[str]:
     """Return the names of the suites in a store."""
-    return [folder.name for folder in _folders(Path(store))]
+    return [folder.name for folder in _folders(at(store))]
 
 
-def scales(store: Path | str, suite: str) -> list[str]:
+def suite_folder(store: Root, suite: str) -> Path | None:
+    """Return the folder here with what lies beside the tables of a suite; None if there is none."""
+    if not _is_name(suite):  # it must not lead out of the store
+        return None
+    storage = at(store)
+    folder = storage.folder / suite
+    storage.pull(folder)
+    return folder if (folder / "runs").is_dir() else None
+
+
+def scales(store: Root, suite: str) -> list[str]:
     """Return the scales that a suite was planned at, the latest first."""
-    folder = _folder(Path(store), suite)
+    folder = _folder(store, suite)
     found = sorted(path.stem.removeprefix("plan-") for path in folder.glob("plan-*.parquet"))
     marker = folder / "latest-scale"
     latest = marker.read_text(encoding="utf-8") if marker.exists() else ""
     return sorted(found, key=lambda scale: scale != latest)
 
 
-def plan(store: Path | str, suite: str, scale: str | None = None) -> pd.DataFrame:
+def plan(store: Root, suite: str, scale: str | None = None) -> pd.DataFrame:
     """Return which runs belong to a suite: run_id, labels, and why some are skipped."""
     known = scales(store, suite)
     chosen = scale or (known[0] if known else "default")
-    path = _folder(Path(store), suite) / f"plan-{chosen}.parquet"
+    path = _folder(store, suite) / f"plan-{chosen}.parquet"
     if not path.exists():
         raise NothingMatched(f"{suite} was not run at scale {chosen!r}; there is {known or 'none'}")
     frame: pd.DataFrame = pq.ParquetFile(path).read().to_pandas()
@@ -243,7 +265,7 @@ def plan(store: Path | str, suite: str, scale: str | None = None) -> pd.DataFram
 
 
 def table(
-    store: Path | str = "results",
+    store: Root = "results",
     suite: str | None = None,
     name: TableName = "runs",
     scale: str | None = None,
@@ -253,7 +275,7 @@ def table(
     """Return a table of a suite as pandas.
 
     Args:
-        store: the store's folder.
+        store: the store, a folder or a URL.
         suite: the suite's name; None if the store holds only one.
         name: `runs`, `metrics` or `arrays`.
         scale: None for the scale that was run last. Only runs that belong to the suite as it was
@@ -268,22 +290,26 @@ def table(
     Raises:
         NothingMatched: there are no such results.
     """
-    root = Path(store)
-    known = suites(root)
+    known = suites(store)
     if suite is None:
         if len(known) != 1:
             raise NothingMatched(f"{store} holds {', '.join(known)}: say which suite")
         suite = known[0]
     if diverged == "untrained" and name != "arrays":
         fill = untrained.fill_runs if name == "runs" else untrained.fill_metrics
-        filled = fill(table(root, suite, "runs", scale), table(root, suite, "metrics", scale))
+        filled = fill(table(store, suite, "runs", scale), table(store, suite, "metrics", scale))
         return filled if columns is None else filled[[c for c in columns if c in filled]]
-    folder = _folder(root, suite)
-    planned = plan(root, suite, scale)
+    storage, folder = at(store), _folder(store, suite)
+    planned = plan(store, suite, scale)
     if name != "runs":
         wanted = pa.table({"run_id": pa.array(planned["run_id"].unique(), pa.string())})
-        return _frame(_settled(lambda: measured(folder, name, wanted)), columns)
-    rows = _asked([folder], lambda connection: _selected(connection, columns))
+
+        def read() -> pa.Table:
+            storage.pull(folder / "runs", folder / name)
+            return measured(folder, name, wanted)
+
+        return _frame(settled(read), columns)
+    rows = _asked(storage, [folder], lambda connection: _selected(connection, columns))
     labels = [column for column in map(str, planned) if column.startswith("label.")]
     own = [column for column in rows.column_names if not column.startswith("label.")]
     shown = [*own, *labels] if columns is None else list(columns)
@@ -318,57 +344,44 @@ def _alphabetical(values: pd.Categorical) -> pd.Categorical:
     return pd.Categorical.from_codes(place[values.codes], values.categories[order])
 
 
-def _folder(root: Path, suite: str) -> Path:
-    # A name out of a command line or a suite must not lead out of the store.
-    if not _is_name(suite) or not (root / suite / "runs").is_dir():
-        raise NothingMatched(f"store {root} has no suite {suite!r}")
-    return root / suite
+def _folder(store: Root, suite: str) -> Path:
+    folder = suite_folder(store, suite)
+    if folder is None:
+        raise NothingMatched(f"store {at(store).label} has no suite {suite!r}")
+    return folder
 
 
 def _is_name(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9_-]+", text) is not None
 
 
-def _folders(root: Path) -> list[Path]:
-    if (root / "runs").is_dir():
-        return [root]
-    found = sorted(path.parent for path in root.glob("*/runs") if path.is_dir())
-    found = [folder for folder in found if any((folder / "runs").glob("part-*.parquet"))]
+def _folders(storage: Storage) -> list[Path]:
+    names = storage.folders(storage.folder)
+    if "runs" in names:
+        return [storage.folder]
+    found = [
+        storage.folder / name
+        for name in names
+        if any(n.startswith("part-") for n in storage.names(storage.folder / name / "runs"))
+    ]
     if not found:
         raise NothingMatched(
-            f"no results in {root}; `raybench run quickstart -o {root}` makes some"
+            f"no results in {storage.label}; `raybench run quickstart -o {storage.label}` "
+            "makes some"
         )
     return found
 
 
-def _asked(folders: Sequence[Path], ask: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+def _asked(
+    storage: Storage, folders: Sequence[Path], ask: Callable[[duckdb.DuckDBPyConnection], T]
+) -> T:
     """Return what `ask` finds in `runs` as it is now."""
 
     def attempt() -> T:
-        with _viewed(folders, ("runs",)) as connection:
+        with viewed(storage, folders, ("runs",)) as connection:
             return ask(connection)
 
-    return _settled(attempt)
-
-
-def _viewed(
-    folders: Sequence[Path], tables: Sequence[TableName] = TABLES
-) -> duckdb.DuckDBPyConnection:
-    connection = opened()
-    create_views(connection, [(folder, listed(folder)) for folder in folders], tables)
-    return connection
-
-
-def _settled(read: Callable[[], T]) -> T:
-    """Return what `read` returns, which is called again where a part has gone meanwhile.
-
-    Compaction may remove parts between their listing and their reading: the merged part is then
-    in their place.
-    """
-    for _ in range(_ATTEMPTS - 1):
-        with contextlib.suppress(duckdb.IOException, FileNotFoundError):
-            return read()
-    return read()
+    return settled(attempt)
 
 
 def _identifier(name: str) -> str:

@@ -14,9 +14,8 @@ import platform
 import socket
 import time
 import traceback
-from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
@@ -32,6 +31,7 @@ from raybench.journal import Journal, folder_of
 from raybench.lanes import Lanes
 from raybench.plan import PIECES, Batch, pieces
 from raybench.procedures.base import DTYPES
+from raybench.progress import Progress
 from raybench.ranks import Ranks
 from raybench.record import Account, Recorder, summary
 from raybench.redact import redacted
@@ -43,46 +43,6 @@ FLUSH_SECONDS: Final = 1.0
 """Finished groups are stored at least this often: the most that an interruption can lose."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """What has happened to a batch since the last report.
-
-    Attributes:
-        batch_id: which batch.
-        statuses: how many of its runs have newly been stored, by status.
-        reasons: why runs failed, by first line.
-        finished: whether the batch has ended.
-        broken: why it ended before all of its runs had a row; else empty.
-        excused: whether it broke through no fault of its runs: its node was lost.
-        waiting: what it waits for, if it has not begun because no node has room for it.
-        lanes: how its runs were fused.
-        share: of the time that the whole phase is expected to take, how much is behind; the
-            session fills it in.
-    """
-
-    batch_id: str
-    statuses: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    finished: bool = False
-    broken: str = ""
-    excused: bool = False
-    waiting: str = ""
-    lanes: int = 1
-    share: float = 0.0
-
-    def plain(self) -> dict[str, Any]:
-        """Return it as what JSON can hold, to cross to the driver."""
-        counts = {"statuses": dict(self.statuses), "reasons": dict(self.reasons)}
-        return {**vars(self), **counts}
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> Progress:
-        """Return what `plain` was made of; other keys are passed over."""
-        values = {each.name: plain[each.name] for each in fields(cls)}
-        counts = {name: Counter(values[name]) for name in ("statuses", "reasons")}
-        return cls(**{**values, **counts})
 
 
 @dataclass
@@ -114,6 +74,9 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
         store: where the batch's part is written.
         engine: what executes it, for the table (`in-process`, `subprocess`, `ray`). Only a process
             that is not the driver's own is ended when a group hangs in it.
+
+    Raises:
+        UnavailableError: the store takes nothing any more; a resume does what it has no row of.
     """
     sizing.confine(batch)
     ranks = Ranks.current()
@@ -127,19 +90,11 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
     flushed = time.monotonic()
     pending = False
     folder = folder_of(store.folder, batch.session) if ranks.first else None
-    journal = Journal(folder, batch.batch_id, _ids(waiting), engine, batch.wall_s)
+    journal = Journal(folder, batch.batch_id, _ids(waiting), engine, batch.wall_s, store.storage)
     keeper = _Keeper(store, batch)
     try:
         while waiting:
-            group = keeper.begun(waiting)
-            if not group:
-                journal.begin(_ids(waiting))  # measuring lanes carries out their first steps
-                try:
-                    with deadline(batch.wall_s, journal.dump):
-                        width = sizing.lanes(batch, waiting, sizing.device_for(batch))
-                except WallLimit:
-                    width = 1  # the run itself will show it, as its row
-                group = waiting[:width]
+            group = keeper.begun(waiting) or _next_group(batch, waiting, journal)
             taken = set(_ids(group))
             waiting = [planned for planned in waiting if planned.run.run_id not in taken]
             for rows in _run_group(batch, group, engine, journal, keeper):
@@ -156,19 +111,33 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
             pending = True
             due: bool = ranks.agree(time.monotonic() - flushed >= FLUSH_SECONDS)
             if waiting and due:
+                pending = False  # what the store refused for a minute is not tried again below
                 tables.write(store, batch.batch_id)
                 keeper.drop()
-                pending, flushed = False, time.monotonic()
+                flushed = time.monotonic()
                 yield progress
                 progress = Progress(batch.batch_id)
     finally:
         # Also on Ctrl-C: what has been computed is kept.
-        if pending:
-            tables.write(store, batch.batch_id)
-            keeper.drop()
-        journal.close()
+        try:
+            if pending:
+                tables.write(store, batch.batch_id)
+                keeper.drop()
+        finally:
+            journal.close()
     progress.finished = True
     yield progress
+
+
+def _next_group(batch: Batch, waiting: Sequence[Planned], journal: Journal) -> Sequence[Planned]:
+    """Return the runs that are trained next, as many as measuring says."""
+    journal.begin(_ids(waiting))  # measuring lanes carries out their first steps
+    try:
+        with deadline(batch.wall_s, journal.dump):
+            width = sizing.lanes(batch, waiting, sizing.device_for(batch))
+    except WallLimit:
+        width = 1  # the run itself will show it, as its row
+    return waiting[:width]
 
 
 def _finished(part: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
@@ -189,7 +158,7 @@ class _Keeper:
     """The checkpoints of a batch's groups."""
 
     def __init__(self, store: SuiteStore, batch: Batch) -> None:
-        self._folder = store.checkpoints
+        self._store = store
         self._batch = batch
         self._ended: list[Saves] = []
 
@@ -198,7 +167,10 @@ class _Keeper:
         if self._batch.checkpoint is None:
             return []
         ranks = Ranks.current()
-        found = set(ranks.agree(begun(self._folder, _ids(waiting)) if ranks.first else []))
+        held: list[str] = []
+        if ranks.first:
+            held = begun(self._store.checkpoints, _ids(waiting), self._store.storage)
+        found = set(ranks.agree(held))
         group = [planned for planned in waiting if planned.run.run_id in found]
         most = self._batch.resources.lanes
         return group[:most] if isinstance(most, int) else group
@@ -208,7 +180,14 @@ class _Keeper:
         spec = self._batch.checkpoint
         if spec is None:
             return None
-        return Saves(self._folder, _ids(group), spec.every, spec.keep, Ranks.current())
+        return Saves(
+            self._store.checkpoints,
+            _ids(group),
+            spec.every,
+            spec.keep,
+            Ranks.current(),
+            self._store.storage,
+        )
 
     def end(self, saves: Saves | None) -> None:
         """Note that a group has ended: its checkpoints go once its rows are stored."""

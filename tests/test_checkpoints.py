@@ -17,12 +17,12 @@ from raybench.errors import SuiteError
 from raybench.local import LocalExecutor
 from raybench.plan import batches, decode, distinct
 from raybench.procedures.feed import Feed
+from raybench.progress import Progress
 from raybench.ranks import Ranks
 from raybench.session import Outcome, Session
 from raybench.spec import Steps, digest
 from raybench.store import SuiteStore
 from raybench.suite import Checkpoint, Suite, load, parse
-from raybench.work import Progress
 
 SUITE = """\
 version: 1

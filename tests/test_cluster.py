@@ -27,10 +27,11 @@ from raybench.errors import UnavailableError
 from raybench.local import LocalExecutor
 from raybench.optim import OPTIMIZERS
 from raybench.plan import Batch, distinct
+from raybench.progress import Progress
 from raybench.session import Climber, Executor, Outcome, Session
 from raybench.store import SuiteStore
 from raybench.suite import Suite, load, parse
-from raybench.work import Progress, run_batch
+from raybench.work import run_batch
 
 pytestmark = pytest.mark.ray
 

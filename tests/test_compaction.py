@@ -79,7 +79,7 @@ def raw(store: SuiteStore) -> int:
 def test_what_has_been_merged_is_read_once(store: SuiteStore) -> None:
     fill(store, 5)
     parts = listed(store.folder)
-    merged = merge(store.folder, parts, 1)
+    merged = merge(store.storage, store.folder, parts, 1)
     assert len(list((store.folder / "runs").glob("part-*"))) == 6, "the sources stay"
     assert listed(store.folder) == [merged]
     assert raw(store) == 5
@@ -88,11 +88,11 @@ def test_what_has_been_merged_is_read_once(store: SuiteStore) -> None:
 
 def test_a_source_written_again_counts_again(store: SuiteStore) -> None:
     fill(store, 3)
-    merge(store.folder, listed(store.folder), 1)
+    merge(store.storage, store.folder, listed(store.folder), 1)
     store.write_part("b001", *tables("run-b001", hour=1, value=2.0))
     assert len(listed(store.folder)) == 2
     assert counted(store) == every(3)
-    remove_leftovers(store.folder)
+    remove_leftovers(store.storage, store.folder)
     assert (store.folder / "runs/part-b001.parquet").exists()
     assert not (store.folder / "runs/part-b000.parquet").exists()
     with stores.connect(store.root) as connection:

@@ -31,6 +31,7 @@ from raybench.errors import RefusedError
 from raybench.journal import Journal, Journals, folder_of
 from raybench.local import LocalExecutor
 from raybench.plan import PIECES, Batch, distinct
+from raybench.progress import Progress
 from raybench.record import Account
 from raybench.rounds import Executor, most_failures, narrowed
 from raybench.schema import runs_table
@@ -38,7 +39,6 @@ from raybench.session import Outcome, Session
 from raybench.store import SuiteStore
 from raybench.suite import Planned, Suite, load, parse
 from raybench.suite.sections import Limits
-from raybench.work import Progress
 
 CULPRIT = '''\
 import collections

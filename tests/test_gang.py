@@ -22,10 +22,10 @@ from raybench import tables, usercode
 from raybench.cluster import connect
 from raybench.errors import UnavailableError
 from raybench.local import LocalExecutor
+from raybench.progress import Progress
 from raybench.rounds import Executor
 from raybench.session import Outcome, Session
 from raybench.suite import Suite, load, parse
-from raybench.work import Progress
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

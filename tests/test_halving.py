@@ -26,6 +26,7 @@ from raybench.climbs import climbs
 from raybench.errors import MissingError, SuiteError
 from raybench.local import LocalExecutor
 from raybench.plan import Climb
+from raybench.progress import Progress
 from raybench.session import Outcome, Session
 from raybench.spec import Steps
 from raybench.store import SuiteStore
@@ -33,7 +34,6 @@ from raybench.suite import Planned, Suite, load, parse
 from raybench.suite.later import Later
 from raybench.suite.protocol import Arm, Trial
 from raybench.suite.sections import Halving
-from raybench.work import Progress
 
 torch.set_num_threads(1)
 

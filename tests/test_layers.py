@@ -87,6 +87,7 @@ def test_only_analysis_draws() -> None:
         "exports",
         "parts",
         "stats",
+        "storage",
         "store",
         "untrained",
         "page",
@@ -119,17 +120,19 @@ def test_reading_loads_neither_torch_nor_ray() -> None:
         ("lanes", {"clock", "ranks", "spec"}),
         ("tables", {"errors", "spec"}),
         ("record", {"checkpoints", "lanes", "spec"}),
-        ("checkpoints", {"ranks", "spec"}),
+        ("checkpoints", {"errors", "ranks", "spec", "storage"}),
         ("clock", set()),
         ("ranks", set()),
-        ("parts", {"schema"}),
-        ("store", {"errors", "parts", "schema", "untrained"}),
+        ("parts", {"schema", "storage"}),
+        ("storage", {"errors"}),
+        ("pulse", {"errors", "storage"}),
+        ("store", {"errors", "parts", "schema", "storage", "untrained"}),
         ("untrained", set()),
         ("usercode", {"errors", "tables"}),
         ("schema", set()),
         ("causes", set()),
         ("redact", set()),
-        ("journal", {"errors"}),
+        ("journal", {"errors", "pulse", "storage"}),
         ("deadline", {"journal"}),
         ("stats", {"errors"}),
     ],
@@ -156,7 +159,7 @@ def test_lanes_do_not_know_what_is_trained() -> None:
 
 
 ORDER = [
-    "procedures", "suite", "plan", "sizing", "work", "local", "cluster", "rounds", "session", "cli",
+    "procedures", "suite", "plan", "sizing", "progress", "work", "local", "cluster", "rounds", "session", "cli",
 ]  # fmt: skip
 
 

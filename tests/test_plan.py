@@ -23,12 +23,12 @@ from raybench.models import MODELS
 from raybench.optim import OPTIMIZERS
 from raybench.optim.adapter import adapt
 from raybench.plan import MAX_BATCH, Batch, batches, decode, distinct, to_do
+from raybench.progress import Progress
 from raybench.record import Account
 from raybench.session import Outcome, Session, refuse_past_runs, resolved
 from raybench.spec import Steps
 from raybench.store import SuiteStore
 from raybench.suite import Planned, Resources, Suite, load, parse
-from raybench.work import Progress
 
 torch.set_num_threads(1)
 

@@ -15,11 +15,11 @@ from raybench.cli.suites import bundled
 from raybench.errors import SuiteError
 from raybench.local import LocalExecutor
 from raybench.plan import distinct
+from raybench.progress import Progress
 from raybench.session import Outcome, Session
 from raybench.suite import Planned, Suite, load, parse, read
 from raybench.suite.protocol import unequal
 from raybench.suite.sampling import Distribution, distribution, points
-from raybench.work import Progress
 
 torch.set_num_threads(1)
 

@@ -16,9 +16,9 @@ from raybench.analysis.figure import Evaluation, Tables, evaluate, render
 from raybench.analysis.theory import Model
 from raybench.cli.suites import bundled
 from raybench.local import LocalExecutor
+from raybench.progress import Progress
 from raybench.session import Session
 from raybench.suite import Suite, load, read
-from raybench.work import Progress
 
 FIGURES = figures_for("ridgeless")
 NO_METRICS = pd.DataFrame(columns=["run_id", "step", "epoch", "split", "metric", "value"])

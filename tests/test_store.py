@@ -357,7 +357,7 @@ def test_compaction_can_go_on(store: SuiteStore) -> None:
 
 
 @pytest.mark.parametrize("name", ["unlink", "replace"])
-@pytest.mark.parametrize("crash", [1, 2, 3, 4, 7, 12])
+@pytest.mark.parametrize("crash", [1, 2, 3, 4, 7, 8])
 def test_a_crash_in_compaction_loses_nothing(
     store: SuiteStore, name: str, crash: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,7 +454,7 @@ def test_a_run_that_the_plan_names_twice_is_measured_once(store: SuiteStore) -> 
 def test_no_name_leads_out_of_the_store(store: SuiteStore, name: str) -> None:
     store.write_part("b", rows("r1"))
     planned(store, "r1")
-    SuiteStore(store.root.parent, "outside").write_part("b", rows("r1"))
+    SuiteStore(Path(store.root).parent, "outside").write_part("b", rows("r1"))
     for reader in (raybench.table, stores.plan, stores.scales):
         with pytest.raises(NothingMatched, match="has no suite"):
             reader(store.root, name)

@@ -21,12 +21,12 @@ from raybench.errors import Problem
 from raybench.local import LocalExecutor
 from raybench.plan import batches, decode, distinct
 from raybench.procedures import PROCEDURES
+from raybench.progress import Progress
 from raybench.session import Session, refuse_past_runs
 from raybench.spec import Run, plain_config
 from raybench.store import SuiteStore
 from raybench.suite import Planned, Suite, load, read
 from raybench.tables import build
-from raybench.work import Progress
 
 
 def scales(path: Path) -> list[str | None]:

@@ -23,11 +23,11 @@ from raybench.bench.workloads import WARM_UP, Work
 from raybench.cluster import connect
 from raybench.local import LocalExecutor
 from raybench.plan import Batch, batches, distinct
+from raybench.progress import Progress
 from raybench.rounds import Executor
 from raybench.session import Session
 from raybench.store import SuiteStore
 from raybench.suite import Suite
-from raybench.work import Progress
 
 
 class Timed(NamedTuple):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -200,7 +198,9 @@ def schema(
 
 
 def doctor(
-    store: Annotated[Path, typer.Option("-o", "--store", help="Store to test.")] = Path("results"),
+    store: Annotated[
+        str, typer.Option("-o", "--store", metavar="FOLDER|URL", help="Store to test.")
+    ] = "results",
     as_json: Json = False,
 ) -> None:
     """Check what runs need: versions, devices, Ray, components, a store that can be written.
@@ -218,7 +218,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _checks(store: Path) -> Iterator[tuple[str, bool, str]]:
+def _checks(store: str) -> Iterator[tuple[str, bool, str]]:
     import torch
 
     from raybench.catalog import TABLES
@@ -245,13 +245,14 @@ def _checks(store: Path) -> Iterator[tuple[str, bool, str]]:
     yield _check_ray()
 
 
-def _check_store(store: Path) -> tuple[str, bool, str]:
-    parent = next((path for path in (store, *store.absolute().parents) if path.exists()), store)
+def _check_store(store: str) -> tuple[str, bool, str]:
+    from raybench.storage import at
+
     try:
-        with tempfile.NamedTemporaryFile(dir=parent):
-            return "store", True, f"{store} can be written"
-    except OSError as error:
-        return "store", False, f"{store} cannot be written: {error.strerror}"
+        at(store).check()
+    except (RaybenchError, OSError) as error:
+        return "store", False, f"{store} cannot be written: {error}"
+    return "store", True, f"{store} can be written"
 
 
 def _check_ray() -> tuple[str, bool, str]:

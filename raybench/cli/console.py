@@ -19,7 +19,7 @@ from rich.text import Text
 from raybench.causes import cause
 
 if TYPE_CHECKING:
-    from raybench.work import Progress
+    from raybench.progress import Progress
 
 _WIDE: Final = 160  # where there is no terminal, whose width would be taken for 80
 output = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)

@@ -10,7 +10,9 @@ import typer
 
 from raybench.cli.console import duration, errors, output, print_json, show
 from raybench.cli.inspect import Json
+from raybench.cli.options import Store
 from raybench.errors import UsageError, suggest
+from raybench.storage import below
 
 if TYPE_CHECKING:
     from raybench.deepobs import Imported
@@ -41,9 +43,7 @@ def deepobs(
             metavar="FOLDER", exists=True, file_okay=False, help="Any level of a tree of results."
         ),
     ],
-    store: Annotated[
-        Path, typer.Option("-o", "--store", envvar="RAYBENCH_STORE", help="Folder of the results.")
-    ] = Path("results"),
+    store: Store = "results",
     suite: Annotated[
         str, typer.Option("--suite", help="The suite that they are compared with.")
     ] = "crowded_valley",
@@ -69,7 +69,7 @@ def deepobs(
     said = [
         f"{account.files:,} files in {duration(progress.seconds)}: {account.layout}",
         f"{runs:,} runs of {len(account.optimizers)} optimizers under {len(account.schedules)} "
-        f"schedules are in {store / suite} at scale {SCALE}",
+        f"schedules are in {below(store, suite)} at scale {SCALE}",
     ]
     said += [
         f"{count:,} {what}"

@@ -25,6 +25,7 @@ from raybench.cli.options import (
 )
 from raybench.cli.suites import load
 from raybench.errors import SuiteError, UsageError
+from raybench.storage import below
 
 if TYPE_CHECKING:
     from raybench.rounds import Executor
@@ -35,7 +36,7 @@ def run(  # noqa: PLR0913  (each is an option of the command)
     suite: SuiteName,
     words: Words = None,
     scale: Scale = None,
-    store: Store = Path("results"),
+    store: Store = "results",
     address: Address = None,
     in_process: InProcess = False,
     jobs: Jobs = None,
@@ -57,6 +58,8 @@ def run(  # noqa: PLR0913  (each is an option of the command)
 
       raybench run my.yaml --scale paper optimizer.lr=0.1 -o results
 
+      raybench run my.yaml -o s3://bucket/results     (docs/stores.md)
+
       raybench run my.yaml resources.lanes=1 --in-process     (for a debugger)
 
       raybench run my.yaml --allow-code my_opt.py     (optimizer: {name: my_opt:MyOptimizer})
@@ -76,7 +79,7 @@ def run(  # noqa: PLR0913  (each is an option of the command)
         **dict(sorted(outcome.statuses.items())),
         "arms_without_a_pick": outcome.lost_arms,
         "quarantined": outcome.quarantined,
-        "store": str(store / made.name),
+        "store": below(store, made.name),
     }
     if as_json:
         print_json(summary)
@@ -91,7 +94,7 @@ def retry(
     suite: str,
     words: Sequence[str],
     scale: str | None,
-    store: Path,
+    store: str,
     in_process: bool,
     allow_code: Sequence[Path] | None = None,
 ) -> None:
@@ -109,7 +112,7 @@ def retry(
 
 def _carry_out(
     made: Suite,
-    store: Path,
+    store: str,
     executor: Callable[[], Executor],
     *,
     only: frozenset[str] | None = None,
@@ -153,7 +156,7 @@ def _hear_sigterm() -> None:
 
 
 def _print_outcome(
-    summary: dict[str, Any], statuses: Counter[str], store: Path, made: Suite
+    summary: dict[str, Any], statuses: Counter[str], store: str, made: Suite
 ) -> None:
     listed = ", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items()))
     output.print(f"{made.name}: {summary['executed']:,} runs carried out; in all {listed}")
@@ -164,11 +167,11 @@ def _print_outcome(
             f"  {summary['quarantined']:,} of the failed runs end their process and are in "
             "quarantine: --lf tries them again"
         )
-    output.print(f"results: {store / made.name}")
+    output.print(f"results: {below(store, made.name)}", markup=False)
     from raybench.analysis import MODULES
 
     verify = f"   raybench verify {store}" if made.name.replace("_", "-") in MODULES else ""
-    output.print(f"next:    raybench report {store}{verify}")
+    output.print(f"next:    raybench report {store}{verify}", markup=False)
 
 
 def validate(

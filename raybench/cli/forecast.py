@@ -8,7 +8,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybench.cli.console import duration, output, print_json, show, size
@@ -26,7 +25,7 @@ def plan(
     suite: SuiteName,
     words: Words = None,
     scale: Scale = None,
-    store: Store = Path("results"),
+    store: Store = "results",
     allow_code: Code = None,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +40,7 @@ def plan(
     show_plan(load(suite, words or [], scale, allow_code), store, as_json=as_json, keep=True)
 
 
-def show_plan(made: Suite, store: Path, *, as_json: bool, keep: bool) -> None:
+def show_plan(made: Suite, store: str, *, as_json: bool, keep: bool) -> None:
     """Show what a suite would run and cost; `keep` writes the estimate to the store."""
     from raybench.history import comparisons
     from raybench.plan import distinct
@@ -82,7 +81,7 @@ def show_plan(made: Suite, store: Path, *, as_json: bool, keep: bool) -> None:
     _check_limits(made, cost)
 
 
-def _keep(made: Suite, store: Path, todo: Sequence[Planned], cost: Estimate) -> None:
+def _keep(made: Suite, store: str, todo: Sequence[Planned], cost: Estimate) -> None:
     """Keep the estimate, if there is one and the store can be written."""
     from raybench.history import keep
     from raybench.store import SuiteStore
@@ -110,16 +109,16 @@ def _span(ratios: Sequence[float]) -> str:
 
 
 def _counts(
-    made: Suite, store: Path
+    made: Suite, store: str
 ) -> tuple[list[dict[str, Any]], list[Planned], dict[str, float]]:
     """Return a row a case with counts, the runs to do, and the seconds of finished ones."""
     from raybench.history import measured
     from raybench.plan import distinct, to_do
-    from raybench.store import SuiteStore
+    from raybench.store import SuiteStore, suite_folder
 
     runs = distinct(made.runs)
     statuses: dict[str, str] = {}
-    if (store / made.name / "runs").is_dir():
+    if suite_folder(store, made.name) is not None:
         kept = SuiteStore(store, made.name)
         statuses = kept.statuses() | dict.fromkeys(kept.quarantined(), "quarantined")
     rows = _count_rows(runs, statuses)
@@ -249,7 +248,7 @@ def _print_protocol(made: Suite) -> None:
         output.print(f"unequal budgets: {name} has only {budget}", style="yellow", markup=False)
 
 
-def refuse_past_limits(made: Suite, store: Path, slots: int | None) -> None:
+def refuse_past_limits(made: Suite, store: str, slots: int | None) -> None:
     """Refuse before anything starts; time and disk are measured only if a limit asks for them.
 
     Args:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from raybench.cli.console import cell, errors, output, print_json, show
+from raybench.cli.options import STORE_HELP, Store
 from raybench.cli.remote import show_cluster
 from raybench.cli.suites import command, resolved, retry
 from raybench.errors import NothingMatched, UsageError
+from raybench.schema import TABLES, TableName
+from raybench.storage import at
 
 StoreArgument = Annotated[
-    Path, typer.Argument(metavar="[STORE]", envvar="RAYBENCH_STORE", help="Folder of the results.")
+    str, typer.Argument(metavar="[STORE]", envvar="RAYBENCH_STORE", help=STORE_HELP)
 ]
 SuiteOption = Annotated[str | None, typer.Option("--suite", help="One suite of the store.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -32,7 +36,7 @@ runs = typer.Typer(
 
 
 def status(
-    store: StoreArgument = Path("results"),
+    store: StoreArgument = "results",
     address: Annotated[
         str | None,
         typer.Option(help="A cluster's dashboard, http://HEAD:8265, in place of a store."),
@@ -61,7 +65,7 @@ def status(
         waits = [
             {"suite": suite, "message": message}
             for suite in dict.fromkeys(str(row["suite"]) for row in rows)
-            for message in waiting(store / suite)
+            for message in waiting(at(store).folder / suite)
         ]
         if as_json:
             print_json({"suites": rows, "causes": causes, "waiting": waits})
@@ -84,7 +88,7 @@ def status(
         time.sleep(2)
 
 
-def _status(store: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _status(store: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     from raybench import store as results
     from raybench.causes import failures
 
@@ -109,7 +113,7 @@ def _status(store: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             failed = frame[frame["status"] == "failed"]
             if not len(failed):
                 continue
-            _, document = resolved(store / suite)
+            _, document = resolved(store, suite)
             named = "" if scale == "default" else scale
             again = retry(command(suite, {**document, "scale": named}), store)
             causes += [
@@ -134,7 +138,7 @@ _STATUSES = ("done", "stopped", "diverged", "failed", "skipped")
 
 @runs.command("ls")
 def runs_ls(
-    store: StoreArgument = Path("results"),
+    store: StoreArgument = "results",
     suite: SuiteOption = None,
     where: Where = None,
     columns: Annotated[
@@ -164,7 +168,7 @@ _LISTED = ("run_id", "suite", "status", "seed", "steps", "wall_s", "lanes", "rea
 @runs.command("show")
 def runs_show(
     run_id: Annotated[str, typer.Argument(help="A run id, or the beginning of one.")],
-    store: StoreArgument = Path("results"),
+    store: StoreArgument = "results",
     as_json: Json = False,
 ) -> None:
     """Show everything that is known of one run: config, summary, where it ran.
@@ -183,7 +187,7 @@ def runs_show(
 @runs.command("logs")
 def runs_logs(
     run_id: Annotated[str, typer.Argument(help="A run id, or the beginning of one.")],
-    store: StoreArgument = Path("results"),
+    store: StoreArgument = "results",
 ) -> None:
     """Show why a run failed, with the traceback; for any other run, how it ended.
 
@@ -204,9 +208,7 @@ def runs_logs(
 def runs_retry(
     run_ids: Annotated[list[str], typer.Argument(help="Run ids, or beginnings of them.")],
     suite: Annotated[str, typer.Option("--suite", help="The suite's file, or a bundled name.")],
-    store: Annotated[Path, typer.Option("-o", "--store", envvar="RAYBENCH_STORE")] = Path(
-        "results"
-    ),
+    store: Store = "results",
     scale: Annotated[str | None, typer.Option("--scale", help="As the runs were run.")] = None,
     words: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, as the runs were run.")
@@ -230,7 +232,7 @@ def _only(suite: str | None) -> list[str]:
     return ["suite = '" + suite.replace("'", "''") + "'"] if suite else []
 
 
-def _one(store: Path, run_id: str) -> dict[str, Any]:
+def _one(store: str, run_id: str) -> dict[str, Any]:
     if not run_id.isalnum():
         raise UsageError(f"{run_id!r} is not a run id: 16 hex digits, or the first few")
     rows = _sql(store, f"select * from runs where starts_with(run_id, '{run_id}')", 2)
@@ -242,7 +244,7 @@ def _one(store: Path, run_id: str) -> dict[str, Any]:
 
 
 def query(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the results.")],
+    store: Annotated[str, typer.Argument(metavar="STORE", help=STORE_HELP)],
     sql: Annotated[str, typer.Argument(help="DuckDB SQL over runs, metrics and arrays.")],
     limit: Limit = 1000,
     as_json: Json = False,
@@ -252,7 +254,7 @@ def query(
     Example:  raybench query results 'select "config.model.width", avg("summary.test.error")
     from runs group by 1 order by 1'
     """
-    rows = _sql(store, sql, limit)
+    rows = _sql(store, sql, limit, TABLES)
     if as_json:
         print_json(rows)
     elif rows:
@@ -261,12 +263,14 @@ def query(
         errors.print("no rows")
 
 
-def _sql(store: Path, sql: str, limit: int) -> list[dict[str, Any]]:
+def _sql(
+    store: str, sql: str, limit: int, tables: Sequence[TableName] = ("runs",)
+) -> list[dict[str, Any]]:
     import duckdb
 
     from raybench.store import connect
 
-    with connect(store) as connection:
+    with connect(store, tables) as connection:
         try:
             found = connection.execute(sql)
             names = [column[0] for column in found.description]

@@ -18,8 +18,10 @@ Words = Annotated[
     ),
 ]
 Scale = Annotated[str | None, typer.Option("--scale", help="A key of the suite's `scales`.")]
+STORE_HELP = "Where results are: a folder, or a URL: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX."
 Store = Annotated[
-    Path, typer.Option("-o", "--store", envvar="RAYBENCH_STORE", help="Folder of the results.")
+    str,
+    typer.Option("-o", "--store", metavar="FOLDER|URL", envvar="RAYBENCH_STORE", help=STORE_HELP),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Code = Annotated[

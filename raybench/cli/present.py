@@ -54,7 +54,7 @@ def figures(
 
 
 def verify(
-    store: StoreArgument = Path("results"),
+    store: StoreArgument = "results",
     suite: SuiteOption = None,
     scale: ScaleOption = None,
     using: UsingOption = None,
@@ -70,7 +70,7 @@ def verify(
     from raybench.analysis.figure import evaluate
 
     rows = []
-    for folder, name in _targets(str(store), suite):
+    for folder, name in _targets(store, suite):
         tables = _tables(folder, name, scale)
         for figure in _figures(folder, name, using).values():
             rows += [
@@ -107,7 +107,7 @@ def verify(
 
 
 def report(
-    store: StoreArgument = Path("results"),
+    store: StoreArgument = "results",
     suite: SuiteOption = None,
     scale: ScaleOption = None,
     using: UsingOption = None,
@@ -118,27 +118,24 @@ def report(
     Example:  raybench report results
     """
     rows = []
-    for folder, name in _targets(str(store), suite):
+    for folder, name in _targets(store, suite):
         path, drawn = _write_report(folder, name, scale, using)
         rows += [{"suite": name, "what": d.name, "file": str(d.png)} for d in drawn if d.png]
         rows.append({"suite": name, "what": "report", "file": str(path)})
     show(rows, as_json=as_json)
 
 
-def _targets(target: str, suite: str | None) -> Iterator[tuple[Path, str]]:
+def _targets(target: str, suite: str | None) -> Iterator[tuple[str, str]]:
     """Yield the store and the name of each suite that is meant."""
     from raybench import store as results
 
-    path = Path(target)
+    path, store = Path(target), target
     if not path.exists() and (target in bundled() or target.endswith((".yaml", ".yml"))):
-        path, suite = Path("results"), Path(target).stem
+        store, suite = "results", path.stem
     elif path.is_file():
-        path, suite = Path("results"), _name_of(path)
-    if suite is not None:
-        yield path, suite
-        return
-    for name in results.suites(path):
-        yield path, name
+        store, suite = "results", _name_of(path)
+    for name in results.suites(store) if suite is None else [suite]:
+        yield store, name
 
 
 def _name_of(file: Path) -> str:
@@ -148,7 +145,7 @@ def _name_of(file: Path) -> str:
     return str(read(file).values.get("name", file.stem))
 
 
-def _tables(store: Path, suite: str, scale: str | None) -> Tables:
+def _tables(store: str, suite: str, scale: str | None) -> Tables:
     from raybench.store import scales, table
 
     runs, metrics = table(store, suite, scale=scale), table(store, suite, "metrics", scale)
@@ -165,33 +162,39 @@ PUBLISHED = "published"
 """The scale of results that `raybench import` brought: figures of other scales compare with it."""
 
 
-def _figures(store: Path, suite: str, using: str | None) -> dict[str, Figure]:
+def _figures(store: str, suite: str, using: str | None) -> dict[str, Figure]:
     """Return the figures that `--using` names, or else the suite's `figures`, or its own."""
     from raybench.analysis import figures_for
 
-    named = resolved(store / suite)[1].get("figures")
+    named = resolved(store, suite)[1].get("figures")
     return figures_for(str(using or named or suite))
 
 
 def _render(
-    store: Path, suite: str, scale: str | None, using: str | None = None
+    store: str, suite: str, scale: str | None, using: str | None = None
 ) -> Sequence[Rendered]:
     from raybench.analysis.figure import render
+    from raybench.storage import at
     from raybench.store import scales
 
     chosen = scale or scales(store, suite)[0]
-    folder = store / suite / "figures" / chosen
+    storage = at(store)
+    folder = storage.folder / suite / "figures" / chosen
     with ThreadPoolExecutor(1) as reader:  # while the figures' modules are imported
         tables = reader.submit(_tables, store, suite, scale)
         wanted = _figures(store, suite, using)
-        return render(wanted, tables.result(), folder)
+        drawn = render(wanted, tables.result(), folder)
+    files = (file for each in drawn for file in (each.csv, each.png, each.svg, *each.extra))
+    storage.push(*(file for file in files if file is not None))
+    return drawn
 
 
 def _write_report(
-    store: Path, suite: str, scale: str | None, using: str | None
+    store: str, suite: str, scale: str | None, using: str | None
 ) -> tuple[Path, Sequence[Rendered]]:
     from raybench import page
     from raybench.causes import failures
+    from raybench.storage import at
     from raybench.store import scales
 
     chosen = scale or scales(store, suite)[0]
@@ -199,7 +202,7 @@ def _write_report(
     drawn = _render(store, suite, chosen, using)
     # A run that two budgets picked stands in the table twice.
     runs = tables.runs.drop_duplicates("run_id")
-    text, document = resolved(store / suite)
+    text, document = resolved(store, suite)
     environment = document.get("environment", {})
     imported = chosen == PUBLISHED
     words = command(suite, document)
@@ -223,4 +226,7 @@ def _write_report(
         retry=retry(words, store) if failed and not imported else "",
         generated=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
-    return page.write_report(store / suite / f"report-{chosen}.html", data), drawn
+    storage = at(store)
+    path = page.write_report(storage.folder / suite / f"report-{chosen}.html", data)
+    storage.push(path)
+    return path, drawn

@@ -69,13 +69,16 @@ def load(
     return suite.load(suite.read(path, label), scale, overrides(words))
 
 
-def resolved(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Return the resolved suite in a folder of the store, as text and values; empty if none is."""
+def resolved(store: str, suite: str) -> tuple[str, dict[str, Any]]:
+    """Return a suite of a store as it was resolved, as text and values; empty if none is."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    path = folder / "suite.yaml"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    from raybench.store import suite_folder
+
+    folder = suite_folder(store, suite)
+    path = folder / "suite.yaml" if folder is not None else None
+    text = path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
     try:
         return text, YAML(typ="safe", pure=True).load(text) or {}
     except YAMLError as error:
@@ -99,6 +102,6 @@ def _flow(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def retry(words: Sequence[str], store: Path) -> str:
+def retry(words: Sequence[str], store: str) -> str:
     """Return the command that tries the failed runs of a suite again."""
-    return shlex.join([*words, "--lf", "-o", str(store)])
+    return shlex.join([*words, "--lf", "-o", store])

@@ -11,9 +11,11 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
 from raybench.cluster.executor import Relay
+from raybench.errors import UnavailableError
 from raybench.plan import Climb, decode
+from raybench.progress import Progress
 from raybench.store import ENDED, SuiteStore
-from raybench.work import Progress, run_batch
+from raybench.work import run_batch
 
 _LOST = 1e300  # the score of a lost trial: worse than any, and percentiles of it stay finite
 
@@ -37,19 +39,24 @@ class Climber(tune.Trainable):  # type: ignore[misc]
         score = self._config["scores"][rung]
         statuses: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
+        unstored = ""
         if score is None:
             batch = decode(self._config["rungs"][rung])
             store = SuiteStore(self._config["store"], batch.suite)
-            for progress in run_batch(batch, store, "ray"):
-                statuses += progress.statuses
-                reasons += progress.reasons
-            score = self._score(store, batch.batch_id)
+            try:
+                for progress in run_batch(batch, store, "ray"):
+                    statuses += progress.statuses
+                    reasons += progress.reasons
+                score = self._score(store, batch.batch_id)
+            except UnavailableError as error:  # a store that takes nothing: no other try will do
+                score, unstored = _LOST, str(error)
         score = min(score, _LOST)
         return {
             "score": score,
             "resource": self._config["eta"] ** rung,
             "statuses": dict(statuses),
             "reasons": dict(reasons),
+            "unstored": unstored,
             "done": score == _LOST or self._rung == len(self._config["rungs"]),
         }
 
@@ -114,7 +121,8 @@ class OfClimbs(Relay):
     ) -> None:
         """Report what a rung has stored."""
         statuses, reasons = Counter(result["statuses"]), Counter(result["reasons"])
-        self.pass_on(Progress(trial.trial_id, statuses, reasons, finished=True))
+        made = Progress(trial.trial_id, statuses, reasons, True, unstored=result["unstored"])
+        self.pass_on(made)
 
 
 def configs(climbs: Sequence[Climb], store: SuiteStore) -> Iterator[Mapping[str, Any]]:
@@ -127,5 +135,5 @@ def configs(climbs: Sequence[Climb], store: SuiteStore) -> Iterator[Mapping[str,
             "sign": climb.sign,
             "scores": list(climb.scores),
             "rungs": [batch.encode() for batch in climb.rungs],
-            "store": str(store.root),
+            "store": store.root,
         }

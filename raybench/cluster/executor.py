@@ -34,9 +34,9 @@ from raybench.cluster.worker import BatchTrainable, Drained
 from raybench.errors import UnavailableError
 from raybench.journal import folder_of
 from raybench.plan import Batch, Climb
+from raybench.progress import Progress
 from raybench.store import SuiteStore
 from raybench.suite import Resources
-from raybench.work import Progress
 
 _SLOTS_TO_COME: Final = 16
 _PENDING: Final = 16
@@ -132,7 +132,7 @@ class RayExecutor:
             before = set(placement.nodes())
             # A batch becomes text when its turn comes: that of 100,000 runs would be held twice.
             given = (
-                {"batch_id": batch.batch_id, "batch": batch.encode(), "store": str(store.root)}
+                {"batch_id": batch.batch_id, "batch": batch.encode(), "store": store.root}
                 for batch in same
             )
             relay = _OfBatches(on_progress)

@@ -26,9 +26,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raybench import ranks
 from raybench.errors import UnavailableError
 from raybench.plan import Batch, decode
+from raybench.progress import Progress
 from raybench.store import SuiteStore
 from raybench.suite import Resources
-from raybench.work import Progress, run_batch
+from raybench.work import run_batch
 
 _POLL: Final = 0.2  # seconds between looks at what has been reported
 _APART: Final = 60.0  # seconds that a rank waits for the others at the end of a group
@@ -131,7 +132,7 @@ class Gangs:
             _train,
             train_loop_config={
                 "batch": batch.encode(),
-                "store": str(self._store.root),
+                "store": self._store.root,
                 "mailbox": self._mailbox,
             },
             torch_config=TorchConfig(backend="nccl" if takes.gpu else "gloo"),

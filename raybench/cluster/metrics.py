@@ -21,7 +21,7 @@ from typing import Final
 
 from ray.util.metrics import Counter, Gauge
 
-from raybench.work import Progress
+from raybench.progress import Progress
 
 _SECONDS: Final = 2.0  # at least, over which a speed is measured
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")

@@ -14,7 +14,9 @@ from ray import tune
 
 from raybench.cluster import placement
 from raybench.cluster.metrics import Memory
+from raybench.errors import UnavailableError
 from raybench.plan import decode
+from raybench.progress import Progress
 from raybench.store import SuiteStore
 from raybench.work import run_batch
 
@@ -45,7 +47,10 @@ class BatchTrainable(tune.Trainable):  # type: ignore[misc]
             if ray.get_runtime_context().get_node_id() in placement.draining():
                 self._work.close()
                 raise Drained("the node is being taken away (spot preemption, or scaled down)")
-        progress = next(self._work)
+        try:
+            progress = next(self._work)
+        except UnavailableError as error:  # a store that takes nothing: no other try will do
+            progress = Progress(self.config["batch_id"], finished=True, unstored=str(error))
         self._memory.update()
         return {**progress.plain(), "done": progress.finished}
 

@@ -26,6 +26,7 @@ from raybench.deepobs.rows import SCALE, Cell, Found, digest, found, labels, met
 from raybench.deepobs.tree import EXPECTED, Place, find
 from raybench.errors import NothingMatched, UsageError
 from raybench.schema import metrics_table, runs_table
+from raybench.storage import Root
 from raybench.store import SuiteStore
 
 
@@ -58,7 +59,7 @@ class Imported:
 
 def import_results(
     folder: Path,
-    root: Path,
+    root: Root,
     suite: str = "crowded_valley",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Imported:
@@ -69,7 +70,7 @@ def import_results(
 
     Args:
         folder: any level of a tree.
-        root: the store's folder.
+        root: the store, a folder or a URL.
         suite: the suite's name.
         on_progress: told how many files have been read, and how many there are.
 
@@ -95,12 +96,12 @@ def import_results(
         raise NothingMatched(f"no file in {folder} can be imported: {reasons}; {EXPECTED}")
     others = [scale for scale in results.scales(root, suite) if scale != SCALE]
     store.write_plan(SCALE, [*_kept(root, suite, plan), *plan], latest=not others)
-    if not (store.folder / "suite.yaml").exists():
+    if not store.storage.written(store.folder / "suite.yaml"):
         store.write_suite(_suite(suite, folder))
     return account
 
 
-def _open(root: Path, suite: str) -> SuiteStore:
+def _open(root: Root, suite: str) -> SuiteStore:
     try:
         return SuiteStore(root, suite)
     except ValueError as error:
@@ -172,7 +173,7 @@ def _count(
     counts.update(role.phase for role in given)
 
 
-def _kept(root: Path, suite: str, plan: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _kept(root: Root, suite: str, plan: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of the plan as it was that are about other problems or optimizers."""
     if SCALE not in results.scales(root, suite):
         return []
