@@ -223,7 +223,10 @@ def test_an_upload_that_breaks_off_midway_leaves_nothing_and_is_sent_again(
     assert store.statuses() == {"a": "done", "b": "done"}
 
 
-def test_a_server_that_stays_away_is_given_up(url: str, server: Server) -> None:
+def test_a_server_that_stays_away_is_given_up(
+    url: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "PAUSES", ())  # pyarrow's own attempts take seconds each
     server.mood = lambda environ: environ["REQUEST_METHOD"] == "PUT"
     store = SuiteStore(url, "tiny")
     with pytest.raises(UnavailableError, match="goes on with the rest") as lost:

@@ -19,6 +19,7 @@ import raybench
 from raybench import store as stores
 from raybench.errors import NothingMatched, UnavailableError
 from raybench.schema import SCHEMAS, arrays_table, joined, metrics_table, runs_table
+from raybench.storage import folder
 from raybench.store import SuiteStore
 
 EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -165,6 +166,7 @@ def test_a_write_that_fails_is_told_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(folder, "PAUSES", (0.0,))
     with pytest.raises(UnavailableError, match=r"cannot be written: .*No space left"):
         store.write_part("b1", rows("r1"))
     assert files(store) == []
