@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 _QUIET_AND_FAST: Final = {
     "RAY_worker_niceness": "0",  # else workers starve beside any ordinary process
@@ -46,3 +47,16 @@ def prepare(address: str | None) -> None:
     file = Path("~/.ray/auth_token").expanduser()
     known = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or file.exists()
     os.environ["RAY_AUTH_MODE"] = "token" if known else "disabled"
+
+
+def package() -> dict[str, Any]:
+    """Return the runtime environment in which workers of a cluster at an address run our code.
+
+    This package travels to the nodes, so they need not have it, and none computes with another
+    version; what it depends on, and plug-ins, they must have. A submitted suite has travelled with
+    its job already.
+    """
+    within_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if within_job or importlib.util.find_spec("aiohttp") is None:  # Ray's agent for it needs that
+        return {}
+    return {"py_modules": [str(Path(__file__).parents[1])]}

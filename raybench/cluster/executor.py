@@ -28,6 +28,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from raybench.cluster import placement
+from raybench.cluster.environment import package
 from raybench.cluster.lookout import Lookout
 from raybench.cluster.metrics import Metrics
 from raybench.cluster.worker import BatchTrainable, Drained
@@ -77,7 +78,7 @@ class RayExecutor:
                 self._start(cpus, quiet)
             else:
                 _knock(address)
-                ray.init(address=address, **quiet)
+                ray.init(address=address, runtime_env=package(), **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             self._remove_folder()
             said = (str(error).strip().splitlines() or ["no reason given"])[0]
