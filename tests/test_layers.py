@@ -159,8 +159,8 @@ def test_lanes_do_not_know_what_is_trained() -> None:
 
 
 ORDER = [
-    "procedures", "suite", "plan", "sizing", "progress", "work", "local", "cluster", "rounds", "session",
-    "cli",
+    "procedures", "suite", "plan", "sizing", "progress", "work", "local", "cluster", "rounds",
+    "session", "cli",
 ]  # fmt: skip
 
 

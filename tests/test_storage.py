@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import random
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from moto.moto_server import werkzeug_app as moto
 from pyarrow import fs
 from typer.testing import CliRunner
 
@@ -26,8 +30,7 @@ from raybench.schema import runs_table
 from raybench.storage import Bucket, Storage, at, below, folder
 from raybench.store import SuiteStore
 
-moto = pytest.importorskip("moto.moto_server.werkzeug_app")
-
+COMMAND = str(Path(sys.executable).with_name("raybench"))
 SECRET = "a-secret-that-is-never-shown"
 SUITE = """\
 version: 1
@@ -297,18 +300,11 @@ def test_a_suite_in_a_bucket_gives_what_it_gives_in_a_folder(url: str, tmp_path:
     there, here = url, str(tmp_path / "store")
     for root in (there, here):
         assert command(tmp_path, "-o", root).exit_code == 0, root
-    keys = ["run_id", "split", "metric", "step"]
-    found = [
-        results.table(root, "tiny", "metrics")
-        .astype(dict.fromkeys(keys[:3], str))
-        .sort_values(keys)
-        for root in (there, here)
-    ]
-    pd.testing.assert_frame_equal(*(each.reset_index(drop=True) for each in found))
+    pd.testing.assert_frame_equal(measured(there), measured(here))
     ask = CliRunner()
     again = command(tmp_path, "-o", there)
     assert "0 runs carried out" in again.output, "what is stored is not run again"
-    run_id = found[0]["run_id"].iloc[0]
+    run_id = measured(here)["run_id"].iloc[0]
     for words in (
         ["status", there],
         ["runs", "ls", there],
@@ -326,6 +322,34 @@ def test_a_suite_in_a_bucket_gives_what_it_gives_in_a_folder(url: str, tmp_path:
     assert not storage.names(storage.folder / "tiny" / "journal")
     for file in [*storage.folder.rglob("*.yaml"), *storage.folder.rglob("*.parquet")]:
         assert SECRET.encode() not in file.read_bytes()
+
+
+def measured(root: str) -> pd.DataFrame:
+    keys = ["run_id", "split", "metric", "step"]
+    found = results.table(root, "tiny", "metrics").astype(dict.fromkeys(keys[:3], str))
+    return found.sort_values(keys, ignore_index=True)
+
+
+@pytest.mark.slow
+def test_on_ray_a_driver_that_dies_costs_nothing_that_was_stored(url: str, tmp_path: Path) -> None:
+    here, more = str(tmp_path / "store"), ["seeds=40", "resources.batch=4"]
+    assert command(tmp_path, "-o", here, *more).exit_code == 0
+    words = [COMMAND, "run", "tiny.yaml", "-j", "2", "-o", url, *more]
+    storage, said = at(url), tmp_path / "said.txt"
+    parts = storage.folder / "tiny" / "runs"
+    with said.open("w") as file, subprocess.Popen(words, cwd=tmp_path, stderr=file) as driver:
+        while driver.poll() is None and len(storage.names(parts)) < 3:
+            time.sleep(0.1)
+        driver.kill()
+    stored = len(storage.names(parts))
+    assert 3 <= stored < 30, said.read_text()
+    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "in all 120 done" in again.stdout
+    assert "120 runs carried out" not in again.stdout
+    pd.testing.assert_frame_equal(measured(url), measured(here))
+    for verb in ("verify", "status"):
+        assert CliRunner().invoke(app, [verb, url]).exit_code == 0, verb
 
 
 # Sessions, where nothing can be locked.
