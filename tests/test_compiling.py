@@ -92,10 +92,24 @@ def losses(accounts: Sequence[Account]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("rates", [(0.01,), (0.01, 0.01), (0.01, 0.02, 0.03)], ids=len)
+SLOW = pytest.mark.slow  # there are many of them, and others go the same ways
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [(0.01,), pytest.param((0.01, 0.01), marks=SLOW), (0.01, 0.02, 0.03)],
+    ids=["1", "2", "3"],
+)
 @pytest.mark.parametrize(
     "optimizer",
-    ["sgd", "adam", "radam", "nadam", "lookahead_radam", "prodigy", "muon", "schedule_free_adamw"],
+    [
+        "adam",
+        "lookahead_radam",
+        "prodigy",
+        "muon",
+        "schedule_free_adamw",
+        *(pytest.param(name, marks=SLOW) for name in ("sgd", "radam", "nadam")),
+    ],
 )
 def test_a_traced_step_is_the_step(
     optimizer: str, rates: Sequence[float], graphs: list[Sequence[Tensor]]

@@ -1,18 +1,23 @@
 """Several ranks give what one gives: in float64 to 1e-10, whatever is trained and however.
 
-Each rank is a process that runs this file:
+Ranks are forks of one process that runs this file, and that has done nothing yet but imports, which
+take longer than all that is tested:
 
-    python tests/test_ranks.py RANK SIZE FOLDER CASE...
+    python tests/test_ranks.py FOLDER '{"SIZE": ["CASE", ...], ...}'
 
-The ranks find each other by a file in FOLDER; each writes what it has to show to FOLDER/RANK.pt.
+They find each other by a file in FOLDER/SIZE; each writes what it has to show to RANK.pt there.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -138,54 +143,70 @@ def process_group(rank: int, size: int, folder: Path) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def main(rank: str, size: str, folder: str, names: Sequence[str]) -> None:
-    torch.set_num_threads(1)
-    with process_group(int(rank), int(size), Path(folder)) as ranks:
+def rank_main(rank: int, size: int, folder: Path, names: Sequence[str]) -> None:
+    with process_group(rank, size, folder) as ranks:
         found = {name: carried_out(name, ranks) for name in names}
-    torch.save(found, Path(folder, f"{rank}.pt"))
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def main(folder: Path, cases: Mapping[str, Sequence[str]]) -> int:
+    """Carry out cases, by number of ranks; return 0 if all has ended well."""
+    # Before any pool of threads, which forks would lack; and what Adam imports is imported once.
+    importlib.import_module("torch._dynamo")
+    torch.set_num_threads(1)
+    fork = multiprocessing.get_context("fork")
+    codes = []
+    for size, names in cases.items():
+        own = folder / size
+        own.mkdir()
+        processes = [
+            fork.Process(target=rank_main, args=(rank, int(size), own, names))
+            for rank in range(int(size))
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+            codes.append(process.exitcode)
+    return int(any(codes))
 
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 240  # seconds
 
 
-def started(folder: Path, size: int, names: Sequence[str]) -> list[subprocess.Popen[str]]:
-    """Processes of one group; they read no configuration of the network they are on."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    folder.mkdir()
-    return [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(size), str(folder), *names],
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=environment,
-        )
-        for rank in range(size)
-    ]
+def in_ranks(folder: Path, cases: Mapping[int, Sequence[str]]) -> dict[int, list[dict[str, Any]]]:
+    """Carry out cases, by number of ranks; return by it what each rank wrote.
 
-
-def results(folder: Path, processes: Sequence[subprocess.Popen[str]]) -> list[dict[str, Any]]:
-    """What each rank wrote."""
+    The ranks read no configuration of the network they are on.
+    """
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(folder), json.dumps(cases)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"},
+        start_new_session=True,  # so that the forks can be ended with it
+    )
     try:
-        for process in processes:
-            _, said = process.communicate(timeout=PATIENCE)
-            assert process.returncode == 0, said[-4000:]
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, said[-4000:]
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(processes))]
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    return {
+        size: [
+            torch.load(folder / str(size) / f"{rank}.pt", weights_only=True) for rank in range(size)
+        ]
+        for size in cases
+    }
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """By number of ranks, what each of them has to show of all cases."""
-    folder = tmp_path_factory.mktemp("ranks")
-    made = {}
-    for size, names in ((2, list(CASES)), (4, ON_FOUR)):
-        own = folder / str(size)
-        made[size] = results(own, started(own, size, names))
+    made = in_ranks(tmp_path_factory.mktemp("ranks"), {2: list(CASES), 4: ON_FOUR})
     made[1] = [{name: carried_out(name, Ranks.alone()) for name in CASES}]
     return made
 
@@ -259,4 +280,4 @@ def test_rows_are_cut_evenly():
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], sys.argv[4:])
+    sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2])))
