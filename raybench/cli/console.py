@@ -101,24 +101,32 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.3g} TB"
 
 
+def _begun(name: str, what: str, total: int, finished: int, to_do: int) -> str:
+    return f"{name}: {total:,} {what}, {finished:,} finished before, {to_do:,} to do"
+
+
+def _state(done: int, to_do: int, rest: Sequence[str]) -> str:
+    filled = round(20 * done / to_do) if to_do else 20
+    bar = "━" * filled + "─" * (20 - filled)
+    return "  ".join([f"{done:,}/{to_do:,}", bar, *rest])
+
+
+_BEGUN: Final = re.compile(r"\S+: [\d,]+ (?:.+ )?runs, [\d,]+ finished before, ([\d,]+) to do")
+_STATE: Final = re.compile(r"([\d,]+)/([\d,]+)  [━─]+  (.*)")
+
+
 def last_progress(lines: Sequence[str]) -> tuple[int, int, str] | None:
     """Return how far a LiveLine was that printed these lines: done, to do, and what else it said.
 
     None if it printed no progress in them.
     """
     for line in reversed(lines):
-        if found := _UPDATED.fullmatch(line.rstrip()):
+        if found := _STATE.fullmatch(line.rstrip()):
             done, to_do, rest = found.groups()
             return _number(done), _number(to_do), rest
         if found := _BEGUN.fullmatch(line.rstrip()):
             return 0, _number(found[1]), ""
     return None
-
-
-_UPDATED: Final = re.compile(r"([\d,]+)/([\d,]+)  [━─]+  (.*)")
-_BEGUN: Final = re.compile(
-    r"[\w-]+: [\d,]+ (?:[\w ]+ )?runs, [\d,]+ finished before, ([\d,]+) to do"
-)
 
 
 def _number(text: str) -> int:
@@ -149,9 +157,7 @@ class LiveLine:
         self._began = time.monotonic()
         self._printed = self._began
         what = "runs" if phase == "run" else f"{phase} runs"
-        errors.print(
-            f"{self._name}: {total:,} {what}, {finished:,} finished before, {to_do:,} to do"
-        )
+        errors.print(_begun(self._name, what, total, finished, to_do))
         if to_do and errors.is_terminal:
             self._live = Live(console=errors, refresh_per_second=4, transient=True)
             self._live.start()
@@ -193,9 +199,7 @@ class LiveLine:
         done, seconds = new, time.monotonic() - self._began
         rate = new / seconds if seconds else 0.0
         left = self._total - done
-        share = done / self._total if self._total else 1.0
-        bar = "━" * round(share * 20) + "─" * (20 - round(share * 20))
-        parts = [f"{done:,}/{self._total:,}", bar, f"{rate:.1f} runs/s"]
+        parts = [f"{rate:.1f} runs/s"]
         if left and self._share:
             # Not from runs/s: the runs that take longest come first.
             parts.append(f"eta {duration(seconds * max(1 / self._share - 1, 0.0))}")
@@ -205,7 +209,7 @@ class LiveLine:
         parts += [f"{name} {self._counts[name]:,}" for name in notable if self._counts[name]]
         if self._lanes:
             parts.append(f"{len(self._lanes)} batches x {max(self._lanes.values())} lanes")
-        text = Text("  ".join(parts))
+        text = Text(_state(done, self._total, parts))
         for reason, count in self._reasons.most_common(3):
             text.append(f"\n  {count} x {self._examples[reason]}", style="red")
         return text

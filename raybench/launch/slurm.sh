@@ -40,7 +40,7 @@ trap 'if [ -n "$run" ]; then kill -TERM "$run"; else exit 143; fi' TERM
 trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -rf "$folder"' EXIT
 
 srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap "${start[@]}" --head \
-  --node-ip-address="$ip" --port="$port" --temp-dir="$folder" --resources='{"driver": 64}' \
+  --node-ip-address="$ip" --port="$port" --temp-dir="$folder" \
   --dashboard-host=127.0.0.1 --dashboard-port="$((port + 1))" --ray-client-server-port="$((port + 2))" &
 others=$((${#nodes[@]} - 1))
 if [ "$others" -gt 0 ]; then
