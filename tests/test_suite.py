@@ -434,10 +434,9 @@ def test_three_mistakes_are_told_together() -> None:
     with pytest.raises(SuiteError) as caught:
         suite("seedz: 3\nsweep:\n  - model.width: 5\nlimits: {runs: many}\n")
     assert str(caught.value) == (
-        "suite.yaml:9:1: seedz: unknown key 'seedz'; did you mean 'seeds'? (known: base, checkpoint, derive, "
-        "description, figures, limits, name, paper, resources, scales, search, seeds, skip, sweep, "
-        "tune, "
-        "vars, version)\n"
+        "suite.yaml:9:1: seedz: unknown key 'seedz'; did you mean 'seeds'? (known: base, "
+        "checkpoint, derive, description, figures, limits, name, paper, resources, scales, search, "
+        "seeds, skip, sweep, tune, vars, version)\n"
         "    9 | seedz: 3\n"
         "      | ^^^^^\n"
         "suite.yaml:11:18: sweep[0].model.width: 5 is not an axis: write a list, or "
