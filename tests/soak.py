@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import math
 import os
 import platform
 import random
@@ -141,15 +142,17 @@ class Command:
 
 
 def disturbed(
-    folder: Path, seeds: int, victims: list[str], span: float, chance: random.Random
+    folder: Path, seeds: int, victims: list[str], runs: int, chance: random.Random
 ) -> Counts:
-    """Carry out the suite, with a kill of each victim within `span` seconds of training."""
+    """Carry out the suite, with a kill of each victim once so and so many runs are stored."""
     counts = Counts()
     kept: dict[str, dt.datetime] = {}
     command = Command(folder, seeds)
-    for victim in victims:
-        command.workers()
-        time.sleep(chance.uniform(0, span / len(victims)))
+    moments = sorted(chance.randrange(0, runs * 4 // 5) for _ in victims)
+    for victim, moment in zip(victims, moments, strict=True):
+        while command.workers() and stored(folder) < moment:
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0, 0.3))  # what is stored comes in batches
         if victim == "worker":
             counts.workers += command.kill_worker(chance)
         elif command.kill_driver():
@@ -158,10 +161,16 @@ def disturbed(
             command = Command(folder, seeds)
     command.end()
     now = started(folder)
-    stored = rows(folder)
+    found = rows(folder)
     counts.redone = sum(now[run_id] > at for run_id, at in kept.items())
-    counts.redone += len(stored) - stored["run_id"].nunique()
+    counts.redone += len(found) - found["run_id"].nunique()
     return counts
+
+
+def stored(folder: Path) -> int:
+    """Return how many rows the parts have so far."""
+    parts = (folder / "results" / "soak" / "runs").glob("*.parquet")
+    return sum(pq.read_metadata(part).num_rows for part in parts)
 
 
 def rows(folder: Path) -> pd.DataFrame:
@@ -197,6 +206,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--runs", type=int, default=400, help="of a suite; a multiple of 4")
     parser.add_argument("--seed", type=int, help="of the moments and victims; random by default")
+    help_minutes = "after which no repetition begins"
+    parser.add_argument("--minutes", type=float, default=math.inf, help=help_minutes)
     given = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
     print(f"--seed {seed}", flush=True)
@@ -206,30 +217,31 @@ def main() -> None:
         began = time.monotonic()
         undisturbed = made(Path(place) / "undisturbed")
         command = Command(undisturbed, seeds)
-        command.workers()
-        training = time.monotonic()
         command.end()
-        span = time.monotonic() - training
         expected = metrics(undisturbed)
         ids = {str(row[0]) for row in expected}
-        print(f"undisturbed: {len(ids):,} runs, {span:.1f} s of training", flush=True)
+        print(f"undisturbed: {len(ids):,} runs, {time.monotonic() - began:.0f} s", flush=True)
+        done = 0
         for repetition in range(1, given.repetitions + 1):
+            if time.monotonic() - began > given.minutes * 60:
+                break
             folder = made(Path(place) / str(repetition))
             victims = ["worker"] if repetition % 2 else ["worker", "driver"]
             chance.shuffle(victims)
-            counts = disturbed(folder, seeds, victims, span, chance)
+            counts = disturbed(folder, seeds, victims, len(ids), chance)
             table = results.table(folder / "results", "soak")
             counts.runs = len(ids)
             counts.lost = len(ids - set(table[table["status"] == "done"]["run_id"]))
             counts.double = len(table) - table["run_id"].nunique()
             counts.differing = differing(metrics(folder), expected)
             total.add(counts)
+            done = repetition
             print(f"{repetition}/{given.repetitions}: {counts}", flush=True)
             if not counts.lost + counts.double + counts.differing:
                 shutil.rmtree(folder)
         seconds = time.monotonic() - began
     hardware = f"{os.cpu_count()} cores {platform.machine()}"
-    row = [dt.datetime.now(dt.UTC).date(), environment()["git"], hardware, given.repetitions]
+    row = [dt.datetime.now(dt.UTC).date(), environment()["git"], hardware, done]
     columns = ["date", "commit", "hardware", "repetitions", *NAMES.values(), "seconds"]
     print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     counted = [f"{getattr(total, name):,}" for name in NAMES]
