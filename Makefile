@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-all check format bench wheel clean help
+.PHONY: demo test test-all soak check format bench wheel clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ test: $(STAMP)  ## the default tests, under 10 minutes on 2 cores
 
 test-all: $(STAMP)  ## every test
 	$(BIN)/python -m pytest -q -n 2
+
+soak: $(STAMP)  ## minutes of kills at random moments: is a run lost, double or different?
+	$(BIN)/python tests/soak.py
 
 check: $(STAMP)  ## format, lint, types
 	$(BIN)/ruff format --check .

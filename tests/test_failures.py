@@ -70,9 +70,11 @@ class Culprit(torch.optim.SGD):
             raise ValueError(f"lane {id(self)} is broken")
         if lr == 7:
             time.sleep(0.3)
+        if lr == 8:
+            os.kill(os.getpid(), 19)
         return super().step(closure)
 '''
-KILL, NAP, STUCK, CRASH, BROKEN, SLOW = 2.0, 3.0, 4.0, 5.0, 6.0, 7.0
+KILL, NAP, STUCK, CRASH, BROKEN, SLOW, HALT = 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0
 SUITE = """\
 version: 1
 name: tiny
@@ -474,6 +476,16 @@ def test_on_ray_what_hears_no_signal_is_ended_too(on_ray: Executor, tmp_path: Pa
     row = table(tmp_path).loc[STUCK]
     assert row["reason"] == "wall limit: still going after 6 s (limits.wall_s)"
     assert "in step" in row["log"], "where it hung"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_on_ray_a_process_that_was_stopped_is_ended(on_ray: Executor, tmp_path: Path) -> None:
+    halted = {**rates(0.01, HALT, 0.03), "resources.lanes": 1, "limits.wall_s": 3}
+    outcome = run(tmp_path, halted, lambda: Kept(on_ray))
+    assert outcome.statuses == Counter(done=2, failed=1)
+    row = table(tmp_path).loc[HALT]
+    assert row["reason"] == "wall limit: still going after 3 s (limits.wall_s)"
 
 
 @pytest.mark.ray

@@ -102,26 +102,40 @@ def metrics(root: Path) -> pd.DataFrame:
     return frame.sort_values([*keys, "step"]).reset_index(drop=True)
 
 
-def test_a_lost_node_is_made_up_for(nodes: Nodes, tmp_path: Path) -> None:
+def until(count: int, driver: subprocess.Popen[str], root: Path) -> None:
+    """Wait until so many runs have been stored, in the middle of a suite."""
+    while driver.poll() is None and len(set(stored(root))) < count:
+        time.sleep(0.2)
+    assert driver.poll() is None
+
+
+def as_if_undisturbed(folder: Path) -> None:
+    frame = results.table(folder / "results", "many")
+    assert len(frame) == frame["run_id"].nunique() == 2000
+    assert set(frame["status"]) == {"done"}
+    # Nor in the parts, of which the table shows the latest: what is lost has not been stored.
+    assert len(stored(folder / "results")) == 2000
+    (folder / "alone").mkdir()
+    shutil.copy(folder / "many.yaml", folder / "alone")
+    command = [sys.executable, "-m", "raybench", "run", "many.yaml", "--in-process"]
+    subprocess.run(command, cwd=folder / "alone", check=True, capture_output=True)
+    there = metrics(folder / "alone" / "results")
+    pd.testing.assert_frame_equal(metrics(folder / "results"), there, check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("loss", "says"), [("kill", "died with its node"), ("drain", "the node is being taken away")]
+)
+def test_a_lost_node_is_made_up_for(loss: str, says: str, nodes: Nodes, tmp_path: Path) -> None:
     for _ in range(2):
         nodes("add", 1)
     driver = nodes.run(tmp_path)
-    while driver.poll() is None and len(set(stored(tmp_path / "results"))) < 500:
-        time.sleep(0.2)
-    assert driver.poll() is None
-    nodes("kill", 1)
+    until(500, driver, tmp_path / "results")
+    nodes(loss, 1)
     said, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, said
-    assert "died with its node" in said
-    frame = results.table(tmp_path / "results", "many")
-    assert len(frame) == frame["run_id"].nunique() == 2000
-    assert set(frame["status"]) == {"done"}
-    (tmp_path / "alone").mkdir()
-    shutil.copy(tmp_path / "many.yaml", tmp_path / "alone")
-    command = [sys.executable, "-m", "raybench", "run", "many.yaml", "--in-process"]
-    subprocess.run(command, cwd=tmp_path / "alone", check=True, capture_output=True)
-    there = metrics(tmp_path / "alone" / "results")
-    pd.testing.assert_frame_equal(metrics(tmp_path / "results"), there, check_exact=True)
+    assert says in said, said
+    as_if_undisturbed(tmp_path)
 
 
 def test_a_batch_waits_for_the_node_that_it_needs(nodes: Nodes, tmp_path: Path) -> None:

@@ -434,10 +434,9 @@ def test_three_mistakes_are_told_together() -> None:
     with pytest.raises(SuiteError) as caught:
         suite("seedz: 3\nsweep:\n  - model.width: 5\nlimits: {runs: many}\n")
     assert str(caught.value) == (
-        "suite.yaml:9:1: seedz: unknown key 'seedz'; did you mean 'seeds'? (known: base, derive, "
-        "description, figures, limits, name, paper, resources, scales, search, seeds, skip, sweep, "
-        "tune, "
-        "vars, version)\n"
+        "suite.yaml:9:1: seedz: unknown key 'seedz'; did you mean 'seeds'? (known: base, "
+        "checkpoint, derive, description, figures, limits, name, paper, resources, scales, search, "
+        "seeds, skip, sweep, tune, vars, version)\n"
         "    9 | seedz: 3\n"
         "      | ^^^^^\n"
         "suite.yaml:11:18: sweep[0].model.width: 5 is not an axis: write a list, or "
@@ -517,6 +516,13 @@ def test_three_mistakes_in_the_runs_are_told_together_and_once() -> None:
             "resources: {ranks: 0}",
             "9:20: resources.ranks: 0: input should be greater than or equal to 1",
         ),
+        ("resources: {custom: {gadget: 0}}", "9:30: resources.custom.gadget: 0: input should be"),
+        (
+            "resources: {custom: {gpu: 1}}",
+            "9:12: resources: custom: GPU has a field of its own, gpu",
+        ),
+        ("resources: {gpu: 1.5}", "9:12: resources: gpu 1.5: a share is below 1, more is a whole"),
+        ("resources: {placement: heap}", "9:24: resources.placement: 'heap': input should be"),
         ("scales: [1]", "9:9: scales: scales is a mapping: {laptop: {...}, paper: {...}}"),
         ("scales: {a: 1}", "9:9: scales: scales is a mapping: {laptop: {...}, paper: {...}}"),
         ("vars: 3", "9:7: vars: vars is a mapping, not 3"),

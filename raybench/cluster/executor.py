@@ -42,6 +42,8 @@ from raybench.suite import Resources
 _SLOTS_TO_COME: Final = 16
 _PENDING: Final = 16
 _SURE_SECONDS: Final = 20.0  # Ray gives a silent node up after 15
+_UNAVAILABLE: Final = " is unavailable: "  # of the text, which does not name the exception
+_WITH_NODE: Final = "the worker process died with its node"
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +146,8 @@ class RayExecutor:
             if relay.unsure:
                 gone = _lost(before)
                 for progress in relay.unsure:
-                    on_progress(replace(progress, excused=gone))
+                    why = _WITH_NODE if gone else progress.broken
+                    on_progress(replace(progress, broken=why, excused=gone))
 
     def climb(
         self,
@@ -319,7 +322,7 @@ class _OfBatches(Relay):
         text = _error_text(trial)
         why = self.lookout.ended.get(trial.trial_id) or _cause(text)
         progress = Progress(trial.config["batch_id"], finished=True, broken=why)
-        if "ActorUnavailableError" in text:
+        if _UNAVAILABLE in text:
             self.unsure.append(progress)
         else:
             excused = "its node has died" in text or Drained.__name__ in text
@@ -352,10 +355,10 @@ def _cause(text: str) -> str:
     if "running low on memory" in text:
         return "the worker process was killed: its node ran low on memory"
     if "its node has died" in text:
-        return "the worker process died with its node"
+        return _WITH_NODE
     if any(word in text for word in ("actor died", "worker process has died", "ActorDiedError")):
         return "the worker process died (killed, or out of memory)"
-    if "ActorUnavailableError" in text:
+    if _UNAVAILABLE in text:
         return "the worker process could not be reached any more"
     return lines[-1][:300] if lines else "the batch failed without a message"
 
