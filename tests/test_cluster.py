@@ -365,7 +365,7 @@ def test_what_the_cluster_lacks_is_said(on_ray: Executor, tmp_path: Path) -> Non
         carried_out(on_ray, tmp_path, {"resources.cpu": 64})
     with pytest.raises(UnavailableError, match=r"needs 1 CPU \+ 99 GPU on one node; nodes: 1"):
         carried_out(on_ray, tmp_path, {"resources.gpu": 99})
-    with pytest.raises(UnavailableError, match=r"1 with 2 CPU \+ .* 0 gadget; lower `resources`"):
+    with pytest.raises(UnavailableError, match=r"1 with 2 CPU \+ 0 gadget; lower `resources`"):
         carried_out(on_ray, tmp_path, {"resources.custom": {"gadget": 0.5}})
 
 

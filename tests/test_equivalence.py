@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import pytest
@@ -24,7 +24,7 @@ from raybench.optim.adapter import adapt as adapt_optimizer
 from raybench.plan import Batch
 from raybench.procedures import PROCEDURES
 from raybench.procedures.base import DTYPES
-from raybench.procedures.feed import Feed
+from raybench.procedures.feed import Feed, Piece
 from raybench.procedures.train import Train
 from raybench.record import Account, Recorder
 from raybench.rng import Seed, stream
@@ -400,15 +400,15 @@ def test_all_runs_of_a_group_may_diverge() -> None:
 def orders(monkeypatch: pytest.MonkeyPatch, run: Run[Train]) -> list[Tensor]:
     """The rows of each step of a run."""
     seen: list[Tensor] = []
-    original = Feed.batch
+    original = Feed.pieces
 
-    def batch(self: Feed, step: int) -> tuple[Tensor, Tensor]:
-        x, y = original(self, step)
-        seen.append(x.flatten(1).clone())
-        return x, y
+    def pieces(self: Feed, step: int, number: int = 1) -> Iterator[Piece]:
+        for piece in original(self, step, number):
+            seen.append(piece.x.flatten(1).clone())
+            yield piece
 
     with monkeypatch.context() as patch:
-        patch.setattr(Feed, "batch", batch)
+        patch.setattr(Feed, "pieces", pieces)
         execute([run])
     return seen
 

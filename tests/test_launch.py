@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 import raybench
 from raybench.cli.app import app
 from raybench.cli.suites import launch_files
-from raybench.cluster.environment import prepare
+from raybench.cluster.environment import package, prepare
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -381,3 +381,11 @@ def test_the_slurm_script_runs_a_suite_on_its_nodes(
     # Everything has ended with the script, and its folder has gone.
     assert not Path(f"/tmp/ray-{allocation['SLURM_JOB_ID']}").exists()
     assert not (Path(allocation["HOME"]) / ".ray").exists()
+
+
+def test_the_package_travels_unless_a_job_has_brought_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    (sent,) = package()["py_modules"]
+    assert (Path(sent) / "cluster" / "environment.py").is_file()
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert package() == {}

@@ -163,9 +163,12 @@ def test_yaml_of_a_store_builds_no_objects(leaked: tuple[Path, str], tmp_path: P
     from raybench.errors import RaybenchError
 
     target = tmp_path / "ran"
-    (tmp_path / "suite.yaml").write_text(f"scale: !!python/object/apply:os.mkdir ['{target}']\n")
+    (tmp_path / "odd" / "runs").mkdir(parents=True)
+    (tmp_path / "odd" / "suite.yaml").write_text(
+        f"scale: !!python/object/apply:os.mkdir ['{target}']\n"
+    )
     with pytest.raises(RaybenchError, match="damaged"):
-        resolved(tmp_path)
+        resolved(str(tmp_path), "odd")
     assert not target.exists()
 
 

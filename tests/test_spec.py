@@ -362,7 +362,7 @@ TRIES: list[Any] = [
     False, True, ["flip"], [0.25], ["loss"], ["test"], {"at": {"log": 3}}, "cosine", "adam",
     "linear", {"name": "gaussian", "dim": 3}, "epoch", "fixed", "half_squares", "3ep", 16, 3, 19,
     10, "unit", "input", "zeros", [5], "beale",
-    "shuffled", "fourier", "published", "ntk", "float32", "sgd", "mup",
+    "bfloat16", "shuffled", "fourier", "published", "ntk", "float32", "sgd", "mup",
     {"kind": "relu", "width": 5}, [1.0, 2.0], {"at": "5it", "wall": "1.5h"},
 ]  # fmt: skip
 
