@@ -232,7 +232,9 @@ def test_a_run_that_fails_or_kills_its_ranks_is_a_row(on_ray: Executor, tmp_path
 
 
 def test_more_ranks_than_cores_are_refused(on_ray: Executor, tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="3 ranks needs 3 CPU and the cluster has 2"):
+    with pytest.raises(
+        UnavailableError, match="room for 2 of the 3 ranks of a batch: each needs 1 CPU"
+    ):
         carried_out(tmp_path, on_ray, {**RESNET, "resources.ranks": 3})
 
 
