@@ -142,6 +142,7 @@ def checkpoints(root: Path) -> list[Path]:
     return sorted((root / "gang" / "checkpoints").glob("*/step-*.pt"))
 
 
+ALONE = {"resources.ranks": 1}
 LARGE = {"sweep": [{"cases": {"large": {"resources": {"ranks": 2}}}, "as": "size"}]}
 RESNET = {**LARGE, "model": {"name": "resnet18k", "width": 8}}
 
@@ -149,7 +150,7 @@ RESNET = {**LARGE, "model": {"name": "resnet18k", "width": 8}}
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("one")
-    carried_out(root, LocalExecutor())
+    carried_out(root, LocalExecutor(), ALONE)
     return root
 
 
@@ -189,7 +190,7 @@ def test_a_killed_rank_takes_nothing_with_it(on_ray: Executor, tmp_path: Path) -
         "optimizer.lr": 0.05,
         "checkpoint": {"every": "5it", "keep": 1},
     }
-    carried_out(tmp_path / "whole", LocalExecutor(), overrides)
+    carried_out(tmp_path / "whole", LocalExecutor(), {**overrides, **ALONE})
     killed: list[int] = []
 
     def kill() -> None:
