@@ -142,6 +142,7 @@ def checkpoints(root: Path) -> list[Path]:
     return sorted((root / "gang" / "checkpoints").glob("*/step-*.pt"))
 
 
+ALONE = {"resources.ranks": 1}
 LARGE = {"sweep": [{"cases": {"large": {"resources": {"ranks": 2}}}, "as": "size"}]}
 RESNET = {**LARGE, "model": {"name": "resnet18k", "width": 8}}
 
@@ -149,7 +150,7 @@ RESNET = {**LARGE, "model": {"name": "resnet18k", "width": 8}}
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("one")
-    carried_out(root, LocalExecutor())
+    carried_out(root, LocalExecutor(), ALONE)
     return root
 
 
@@ -189,7 +190,7 @@ def test_a_killed_rank_takes_nothing_with_it(on_ray: Executor, tmp_path: Path) -
         "optimizer.lr": 0.05,
         "checkpoint": {"every": "5it", "keep": 1},
     }
-    carried_out(tmp_path / "whole", LocalExecutor(), overrides)
+    carried_out(tmp_path / "whole", LocalExecutor(), {**overrides, **ALONE})
     killed: list[int] = []
 
     def kill() -> None:
@@ -232,7 +233,9 @@ def test_a_run_that_fails_or_kills_its_ranks_is_a_row(on_ray: Executor, tmp_path
 
 
 def test_more_ranks_than_cores_are_refused(on_ray: Executor, tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="3 ranks needs 3 CPU and the cluster has 2"):
+    with pytest.raises(
+        UnavailableError, match="room for 2 of the 3 ranks of a batch: each needs 1 CPU"
+    ):
         carried_out(tmp_path, on_ray, {**RESNET, "resources.ranks": 3})
 
 

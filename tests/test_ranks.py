@@ -11,6 +11,7 @@ They find each other by a file in FOLDER/SIZE; each writes what it has to show t
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -22,24 +23,33 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
 
-from raybench.errors import Problem, RaybenchError
+from raybench import store as results
+from raybench.errors import Problem, RaybenchError, SuiteError, UsageError
 from raybench.lanes import Lanes
+from raybench.local import LocalExecutor
 from raybench.optim.adapter import adapt
-from raybench.procedures import PROCEDURES
+from raybench.plan import Batch, batches
+from raybench.procedures import PROCEDURES, stop
 from raybench.procedures.base import DTYPES
 from raybench.procedures.stepper import Stepper
 from raybench.procedures.train import Course, Train
-from raybench.ranks import Ranks, Rows, cut
+from raybench.ranks import Ranks, Rows, cut, prepare
 from raybench.record import Recorder
 from raybench.rng import Seed
+from raybench.session import Session
 from raybench.spec import Run
+from raybench.store import SuiteStore
+from raybench.suite import Suite, load, parse
 from raybench.tables import build
+from raybench.work import Progress, run_batch
 
 DIGITS: dict[str, Any] = {"name": "digits", "train": 47, "valid": 13, "test": 29}
 IMAGES: dict[str, Any] = {**DIGITS, "layout": "image"}
@@ -83,6 +93,7 @@ CASES: dict[str, dict[str, Any]] = {
         "exact": False,
     },
     "until a target": {"stop": {"target": {"train/loss": 2.2}}, "lanes": 3, "exact": False},
+    "until it is late": {"stop": {"wall": "9min"}, "lanes": 2},
 }
 
 
@@ -143,9 +154,54 @@ def process_group(rank: int, size: int, folder: Path) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+SUITE = """\
+version: 1
+name: several
+base:
+  procedure: train
+  dtype: float64
+  data: {name: digits, train: 40, valid: 0, test: 20}
+  model: {name: mlp, width: 5}
+  optimizer: {name: adam, lr: 0.01}
+  steps: 8it
+  batch_size: 9
+  record: {at: {linear: 3}}
+sweep:
+  - cases:
+      shared: {}
+      whole: {procedure: lazy}
+      divided: {optimizer.lr: 0.02, resources: {shard: optimizer}}
+    as: kind
+seeds: 2
+resources: {ranks: 2}
+checkpoint: {every: 3it}
+"""
+
+
+def suite(overrides: Mapping[str, Any] | None = None) -> Suite:
+    return load(parse(SUITE, "several.yaml"), None, overrides)
+
+
+def batches_of(told: Suite) -> list[Batch]:
+    made = batches(told.runs, suite=told.name, scale="", resources=told.resources, slots=1)
+    return [replace(batch, checkpoint=told.checkpoint) for batch in made]
+
+
+def carry_out_suite(root: Path) -> None:
+    """Do as a worker of Ray Train does, of which each rank has one."""
+    prepare(60)
+    for batch in batches_of(suite()):
+        *_, last = run_batch(batch, SuiteStore(root, batch.suite), "ray")
+        assert last.finished
+
+
 def rank_main(rank: int, size: int, folder: Path, names: Sequence[str]) -> None:
+    if rank:  # its clock is ahead of the first one's, by more from each look to the next
+        stop.time = SimpleNamespace(perf_counter=itertools.count(step=1e6).__next__)
     with process_group(rank, size, folder) as ranks:
         found = {name: carried_out(name, ranks) for name in names}
+        if size == 2:
+            carry_out_suite(folder / "store")
     torch.save(found, folder / f"{rank}.pt")
 
 
@@ -204,9 +260,15 @@ def in_ranks(folder: Path, cases: Mapping[int, Sequence[str]]) -> dict[int, list
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where ranks have written."""
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> dict[int, list[dict[str, Any]]]:
     """By number of ranks, what each of them has to show of all cases."""
-    made = in_ranks(tmp_path_factory.mktemp("ranks"), {2: list(CASES), 4: ON_FOUR})
+    made = in_ranks(folder, {2: list(CASES), 4: ON_FOUR})
     made[1] = [{name: carried_out(name, Ranks.alone()) for name in CASES}]
     return made
 
@@ -219,6 +281,63 @@ def test_ranks_change_nothing(found, name, size):
     assert alone["ends"][0][0] > 0
     for own in found[size]:
         same(alone, own[name])
+
+
+def test_a_batch_of_several_ranks(found, folder, tmp_path):
+    """Its rows are those of one process; what cannot be shared has failed, on all ranks alike."""
+    runs, ours = parts(folder / "2" / "store")
+    runs = runs.set_index("label.kind")
+    ends = {"shared": "done", "whole": "failed", "divided": "failed"}
+    assert sorted(runs["status"].items()) == sorted([*ends.items()] * 2)
+    assert "lazy does not share its work: set resources.ranks: 1" in runs["reason"]["whole"].iloc[0]
+    assert "leave out checkpoint, or set resources.shard: none" in runs["reason"]["divided"].iloc[0]
+    assert set(runs["ranks"]) == {2}
+    told = suite({"resources.ranks": 1})
+    assert Session(told, tmp_path, LocalExecutor, Quiet()).run().statuses == {"done": 6}
+    theirs = results.table(tmp_path, name="metrics")
+    ours, theirs = (
+        frame.astype({"run_id": str, "split": str, "metric": str})
+        .set_index(["run_id", "step", "split", "metric"])
+        .sort_index()
+        for frame in (ours, theirs)
+    )
+    kept = ours.index.unique("run_id")
+    assert len(kept) == 2
+    pd.testing.assert_frame_equal(ours, theirs.loc[kept], rtol=0, atol=1e-10)
+
+
+def parts(root: Path) -> list[pd.DataFrame]:
+    """Return the tables of runs and of measurements, as they are without a session."""
+    store = SuiteStore(root, "several")
+    read = [
+        store.read_part(path.stem.removeprefix("part-"))
+        for path in (root / "several" / "runs").iterdir()
+    ]
+    return [
+        pd.concat([part[name].to_pandas() for part in read if part and name in part])
+        for name in ("runs", "metrics")
+    ]
+
+
+class Quiet:
+    def begin(self, phase: str, total: int, finished: int, to_do: int) -> None:
+        pass
+
+    def update(self, progress: Progress) -> None:
+        pass
+
+
+def test_one_process_refuses_runs_of_several(tmp_path):
+    with pytest.raises(UsageError, match=r"ranks: 2 needs 2 processes.* or set resources.ranks=1"):
+        Session(suite(), tmp_path, LocalExecutor, Quiet()).run()
+
+
+@pytest.mark.parametrize("gpu", [0, 1, 2])
+def test_ranks_share_no_gpu(gpu):
+    assert suite({"resources.gpu": gpu}).resources.gpu == gpu
+    with pytest.raises(SuiteError, match=r"ranks 2 with gpu 0.5: each rank needs a GPU of its own"):
+        suite({"resources.gpu": 0.5})
+    suite({"resources.gpu": 0.5, "resources.ranks": 1})
 
 
 def same(one: dict[str, Any], other: dict[str, Any], near: float = 1e-10) -> None:

@@ -111,8 +111,8 @@ class RayExecutor:
             if shared:
                 from raybench.cluster.gang import Gangs
 
-                have = ray.cluster_resources()
-                gangs = stack.enter_context(Gangs(shared, store, report, have))
+                present = [*placement.nodes().values()]
+                gangs = stack.enter_context(Gangs(shared, store, report, present))
                 report = gangs.report
             self._run_alone([b for b in batches if b.resources.ranks == 1], store, report)
         metrics.close()

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raybench import ranks
+from raybench.cluster import placement
 from raybench.errors import UnavailableError
 from raybench.plan import Batch, decode
 from raybench.progress import Progress
@@ -47,7 +48,7 @@ class Gangs:
         batches: each with `resources.ranks` above 1.
         store: where results go.
         on_progress: told what happens.
-        have: what the cluster has, by Ray's names.
+        present: what each node has.
 
     Raises:
         UnavailableError: the cluster has less than a batch needs.
@@ -58,12 +59,12 @@ class Gangs:
         batches: Sequence[Batch],
         store: SuiteStore,
         on_progress: Callable[[Progress], None],
-        have: Mapping[str, float],
+        present: Sequence[placement.Amounts],
     ) -> None:
         self._batches = batches
         self._store = store
         self._on_progress = on_progress
-        self._width = min(_MOST, *(_fitting(batch.resources, have) for batch in batches))
+        self._width = min(_MOST, *(_fitting(batch.resources, present) for batch in batches))
         self._lock = threading.Lock()
         self._raised: Exception | None = None
 
@@ -127,7 +128,6 @@ class Gangs:
     def _fit(self, batch: Batch) -> None:
         """Carry out one batch; a thread of the pool."""
         takes = batch.resources
-        each = {"CPU": takes.cpu} | ({"GPU": takes.gpu} if takes.gpu else {})
         trainer = TorchTrainer(
             _train,
             train_loop_config={
@@ -137,7 +137,10 @@ class Gangs:
             },
             torch_config=TorchConfig(backend="nccl" if takes.gpu else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=takes.ranks, use_gpu=bool(takes.gpu), resources_per_worker=each
+                num_workers=takes.ranks,
+                use_gpu=bool(takes.gpu),
+                resources_per_worker=dict(placement.bundle(takes)),
+                placement_strategy=takes.placement.upper(),
             ),
             run_config=RunConfig(
                 name=batch.batch_id,
@@ -181,18 +184,17 @@ def _train(config: dict[str, Any]) -> None:
             ray.get(config["mailbox"].post.remote(progress.plain()))
 
 
-def _fitting(takes: Resources, have: Mapping[str, float]) -> int:
+def _fitting(takes: Resources, present: Sequence[placement.Amounts]) -> int:
     """Return how many batches there is room for at a time; UnavailableError if for none."""
-    rooms = []
-    for name, each in (("cpu", takes.cpu), ("gpu", takes.gpu)):
-        there, needed = have.get(name.upper(), 0), each * takes.ranks
-        if needed > there:
-            raise UnavailableError(
-                f"a batch of {takes.ranks} ranks needs {needed:g} {name.upper()} and the cluster "
-                f"has {there:g}; lower resources.ranks or resources.{name}, or use a larger cluster"
-            )
-        rooms += [int(there / needed)] if needed else []
-    return min(rooms)
+    each = placement.bundle(takes)
+    room = sum(placement.room(each, node) for node in present)
+    if room < takes.ranks:
+        raise UnavailableError(
+            f"there is room for {room} of the {takes.ranks} ranks of a batch: "
+            f"{placement.lack(each, present, 'each')}; lower resources.ranks or what each takes, "
+            "or use a larger cluster: --address"
+        )
+    return room // takes.ranks
 
 
 def _cause(error: Exception) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
 import ray
@@ -50,11 +50,11 @@ def room(needed: Amounts, have: Amounts) -> int:
     return min(math.floor(have.get(name, 0) / amount + 1e-9) for name, amount in needed.items())
 
 
-def lack(needed: Amounts, present: Sequence[Amounts]) -> str:
-    """Return what a batch needs and what nodes there are, as part of a sentence."""
+def lack(needed: Amounts, present: Iterable[Amounts], who: str = "a batch") -> str:
+    """Return what somebody needs and what nodes there are, as part of a sentence."""
     kinds = Counter(_listed(node, needed) for node in present)
     there = ", ".join(f"{count} with {kind}" for kind, count in sorted(kinds.items())) or "none"
-    return f"a batch needs {_listed(needed)} on one node; nodes: {there}"
+    return f"{who} needs {_listed(needed)} on one node; nodes: {there}"
 
 
 def factory(resources: Resources) -> tune.PlacementGroupFactory:

@@ -236,7 +236,8 @@ class Resources(Spec):
     {fast_disk: 1, "accelerator_type:A100": 0.001}."""
     placement: Literal["spread", "pack"] = "spread"
     """Whether batches go where the most is free, or fill one node before the next, which leaves
-    whole nodes for other work, or to be given back."""
+    whole nodes for other work, or to be given back. Of the ranks of a run: whether they go to
+    different nodes or to as few as can be, as far as there is room."""
     lanes: int | Literal["auto"] = "auto"
     """Runs that train as one: a number, or measured (`auto`)."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -259,6 +260,11 @@ class Resources(Spec):
     def _can_be_asked_for(self) -> Self:
         if self.gpu > 1 and self.gpu != int(self.gpu):
             raise ValueError(f"gpu {self.gpu:g}: a share is below 1, more is a whole number")
+        if self.ranks > 1 and 0 < self.gpu < 1:
+            raise ValueError(
+                f"ranks {self.ranks} with gpu {self.gpu:g}: each rank needs a GPU of its own, so "
+                "write gpu: 1; or ranks: 1, whose runs may share one"
+            )
         for name, own in (("CPU", "cpu"), ("GPU", "gpu")):
             if name in {each.upper() for each in self.custom}:
                 raise ValueError(f"custom: {name} has a field of its own, {own}")
