@@ -200,10 +200,17 @@ class Head:
 
     def wait(self) -> None:
         end = time.monotonic() + 120
-        while self("status", code=None).returncode:
+        while not self._ready():
             assert self._process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < end, self("status", code=None).stderr
             time.sleep(0.5)
+
+    def _ready(self) -> bool:
+        try:
+            self.scraped()  # by the agent that starts jobs: it is up later than the dashboard
+        except OSError:
+            return False
+        return self("status", code=None).returncode == 0
 
     def close(self) -> None:
         self._process.terminate()
