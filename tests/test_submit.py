@@ -15,10 +15,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +174,7 @@ class Head:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        gcs, shown, self.metrics, client = free_ports(4)
+        gcs, shown, self.metrics, client, agent = free_ports(5)
         self.url = f"http://127.0.0.1:{shown}"
         (folder / "token").write_text(secrets.token_hex(32))
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RAYBENCH_"))}
@@ -190,7 +192,8 @@ class Head:
                 BIN / "ray", "start", "--head", "--block", f"--port={gcs}",
                 "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
                 f"--dashboard-port={shown}", f"--metrics-export-port={self.metrics}",
-                f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0",
+                f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
+                "--min-worker-port=0", "--max-worker-port=0",
                 f"--temp-dir={folder / 'ray'}", "--num-cpus=2", "--num-gpus=0",
                 "--object-store-memory=100000000", "--disable-usage-stats",
             ],
@@ -207,7 +210,7 @@ class Head:
 
     def _ready(self) -> bool:
         try:
-            self.scraped()  # by the agent that starts jobs: it is up later than the dashboard
+            self.scraped()  # served by the agent that starts jobs: up later than the dashboard
         except OSError:
             return False
         return self("status", code=None).returncode == 0
@@ -267,6 +270,26 @@ def head() -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def watched(head: Head) -> Iterator[dict[tuple[str, str, str], float]]:
+    """Give the largest value that each metric has meanwhile, once that is over."""
+    most: dict[tuple[str, str, str], float] = {}
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            for name, value in head.scraped().items():
+                most[name] = max(value, most.get(name, value))
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        try:
+            yield most
+        finally:
+            over.set()
+        watching.result()
+
+
 def submitted(head: Head, suite: str, code: int, *words: str) -> tuple[Path, str]:
     (head.folder / f"{suite}.yaml").write_text(SUITE.replace("tiny", suite))
     store = head.folder / "shared"
@@ -292,7 +315,8 @@ def test_without_the_token_nothing_is_told_or_taken(head: Head, given: dict[str,
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_suite_is_carried_out_watched_and_counted(head: Head) -> None:
-    store, said = submitted(head, "tiny", 0)
+    with watched(head) as most:
+        store, said = submitted(head, "tiny", 0)
     assert "6 runs carried out; in all 3 diverged, 3 done" in said
     statuses = results.table(store, "tiny")["status"]
     assert Counter(statuses) == {"done": 3, "diverged": 3}
@@ -304,9 +328,12 @@ def test_a_suite_is_carried_out_watched_and_counted(head: Head) -> None:
     told = head.scraped()
     assert told["raybench_runs_total", "done", "tiny"] == 3
     assert told["raybench_runs_total", "diverged", "tiny"] == 3
-    for gauge in ("raybench_lanes", "raybench_batches", "raybench_runs_per_second"):
-        assert told[gauge, "", "tiny"] == 0  # nothing trains any more
-    assert told["raybench_memory_bytes", "resident", "tiny"] > 50e6
+    # The others go with the process that set them.
+    assert most["raybench_runs_total", "done", "tiny"] <= 3
+    assert 0 <= most["raybench_lanes", "", "tiny"] <= 6
+    assert 0 <= most["raybench_batches", "", "tiny"] <= 6
+    assert most["raybench_runs_per_second", "", "tiny"] >= 0
+    assert most["raybench_memory_bytes", "resident", "tiny"] > 50e6
 
 
 @pytest.mark.slow
