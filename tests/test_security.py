@@ -101,6 +101,27 @@ def test_only_what_is_called_like_a_secret_is_taken_out(monkeypatch: pytest.Monk
     assert redacted(text) == "loss *** abcdefgh9999 s3://bucket/key a@b:c"
 
 
+def test_what_a_check_says_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    plugin = tmp_path / "leaky-0.1.dist-info"
+    plugin.mkdir()
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: leaky\nVersion: 0.1\n")
+    (plugin / "entry_points.txt").write_text("[raybench.optim]\nleaky = leaky_plugin:Leak\n")
+    (tmp_path / "leaky_plugin.py").write_text(
+        "import os\nraise ImportError(f'the licence of {list(os.environ.items())}')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    listing = "from raybench.cli import browse; browse._check_ray = lambda: ('', True, '')"
+    for verb in (["ls", "optim"], ["doctor"]):
+        command = f"{listing}; from raybench.cli import app; app({verb})"
+        done = subprocess.run(
+            [sys.executable, "-c", command], env=environment, capture_output=True, text=True
+        )
+        assert "the licence of" in done.stdout, done.stderr
+        assert not any(secret in done.stdout + done.stderr for secret in SECRETS.values())
+
+
 @pytest.mark.parametrize("given", ["../../x", "..", "/etc/passwd", "a/b", "x' or '1'='1", "*", ""])
 @pytest.mark.parametrize("verb", ["logs", "show"])
 def test_a_run_id_leads_nowhere(verb: str, given: str, leaked: tuple[Path, str]) -> None:

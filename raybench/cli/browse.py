@@ -13,6 +13,7 @@ import typer
 from raybench.cli.console import output, print_json, show
 from raybench.cli.suites import bundled, find, launch_files
 from raybench.errors import NothingMatched, RaybenchError, suggest
+from raybench.redact import redacted
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
@@ -46,7 +47,7 @@ def ls(
             try:
                 about = _first_line(table[name].__doc__)
             except RaybenchError as error:
-                about = f"cannot be loaded: {error}"
+                about = f"cannot be loaded: {redacted(str(error))}"
             rows.append({"kind": each, "name": name, "from": table.origin(name), "about": about})
         rows += _libraries(each, table, whole=library)
     show(rows, as_json=as_json)
@@ -210,7 +211,7 @@ def doctor(
     Example:  raybench doctor
     """
     rows = [
-        {"check": name, "ok": "ok" if good else "FAIL", "found": said}
+        {"check": name, "ok": "ok" if good else "FAIL", "found": redacted(said)}
         for name, good, said in _checks(store)
     ]
     show(rows, as_json=as_json)

@@ -235,7 +235,10 @@ class Jobs:
                 "or wrong: export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or keep the token in "
                 "~/.ray/auth_token (docs/cluster.md)"
             ) from error
-        except (OSError, RuntimeError, ValueError, requests.RequestException) as error:
+        except RuntimeError as error:  # an answer, with the traceback of the head in it
+            said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise UnavailableError(f"the cluster at {self.url} answered: {said[:300]}") from error
+        except (OSError, ValueError, requests.RequestException) as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UnavailableError(
                 f"no Ray dashboard answers at {self.url}: {said[:300]}. The head needs "

@@ -23,6 +23,7 @@ set -euo pipefail
 RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # the suite has ended when the nodes are told to
 
 # Ports and folder of its own, for nodes that are shared with another job like this one.
 port=$((20000 + SLURM_JOB_ID % 10000 * 3))
