@@ -211,6 +211,7 @@ def main() -> None:
     given = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
     print(f"--seed {seed}", flush=True)
+    commit = environment()["git"]
     chance, seeds = random.Random(seed), given.runs // 4
     total = Counts()
     with tempfile.TemporaryDirectory() as place:
@@ -241,7 +242,7 @@ def main() -> None:
                 shutil.rmtree(folder)
         seconds = time.monotonic() - began
     hardware = f"{os.cpu_count()} cores {platform.machine()}"
-    row = [dt.datetime.now(dt.UTC).date(), environment()["git"], hardware, done]
+    row = [dt.datetime.now(dt.UTC).date(), commit, hardware, done]
     columns = ["date", "commit", "hardware", "repetitions", *NAMES.values(), "seconds"]
     print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     counted = [f"{getattr(total, name):,}" for name in NAMES]

@@ -109,33 +109,44 @@ def until(count: int, driver: subprocess.Popen[str], root: Path) -> None:
     assert driver.poll() is None
 
 
-def as_if_undisturbed(folder: Path) -> None:
+def as_if_undisturbed(folder: Path, seeds: int) -> None:
     frame = results.table(folder / "results", "many")
-    assert len(frame) == frame["run_id"].nunique() == 2000
+    assert len(frame) == frame["run_id"].nunique() == 4 * seeds
     assert set(frame["status"]) == {"done"}
     # Nor in the parts, of which the table shows the latest: what is lost has not been stored.
-    assert len(stored(folder / "results")) == 2000
+    assert len(stored(folder / "results")) == 4 * seeds
     (folder / "alone").mkdir()
     shutil.copy(folder / "many.yaml", folder / "alone")
-    command = [sys.executable, "-m", "raybench", "run", "many.yaml", "--in-process"]
+    command = [
+        sys.executable,
+        "-m",
+        "raybench",
+        "run",
+        "many.yaml",
+        "--in-process",
+        f"seeds={seeds}",
+    ]
     subprocess.run(command, cwd=folder / "alone", check=True, capture_output=True)
     there = metrics(folder / "alone" / "results")
     pd.testing.assert_frame_equal(metrics(folder / "results"), there, check_exact=True)
 
 
 @pytest.mark.parametrize(
-    ("loss", "says"), [("kill", "died with its node"), ("drain", "the node is being taken away")]
+    ("loss", "seeds", "says"),
+    [("kill", 500, "died with its node"), ("drain", 100, "the node is being taken away")],
 )
-def test_a_lost_node_is_made_up_for(loss: str, says: str, nodes: Nodes, tmp_path: Path) -> None:
+def test_a_lost_node_is_made_up_for(
+    loss: str, seeds: int, says: str, nodes: Nodes, tmp_path: Path
+) -> None:
     for _ in range(2):
         nodes("add", 1)
-    driver = nodes.run(tmp_path)
-    until(500, driver, tmp_path / "results")
+    driver = nodes.run(tmp_path, f"seeds={seeds}")
+    until(seeds, driver, tmp_path / "results")
     nodes(loss, 1)
     said, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, said
     assert says in said, said
-    as_if_undisturbed(tmp_path)
+    as_if_undisturbed(tmp_path, seeds)
 
 
 def test_a_batch_waits_for_the_node_that_it_needs(nodes: Nodes, tmp_path: Path) -> None:
