@@ -19,8 +19,8 @@ from raybench.deadline import GRACE_SECONDS
 from raybench.suite import Resources
 
 WAITING_SECONDS: Final = 30.0
-"""Between two messages about a batch that waits."""
-_FIRST_SECONDS: Final = 5.0  # before the first one: nodes need moments to be handed out
+"""Between two messages about a batch that waits, and before the first where a node has room."""
+_FIRST_SECONDS: Final = 5.0  # before the first one where no node has
 _SILENCE_SECONDS: Final = 20.0  # past the wall limit, in which a process can still end itself
 _LOOK_SECONDS: Final = 1.0
 
@@ -53,7 +53,8 @@ class Lookout:
         self._before = set(self._notes())
         self._noted: dict[Path, tuple[int, float]] = {}  # size of a journal, and when it was new
         self._looked = time.monotonic()
-        self._tell_at = self._looked + _FIRST_SECONDS
+        self._since = self._looked  # of the batches that wait
+        self._tell_at = self._since + _FIRST_SECONDS
 
     def look(self, trials: Sequence[Trial]) -> None:
         """See to what needs it; to be called often."""
@@ -69,11 +70,14 @@ class Lookout:
     def _see_to_waiting(self, trials: Sequence[Trial], running: list[Trial], now: float) -> None:
         waiting = [trial for trial in trials if trial.status == Trial.PENDING]
         if running or not waiting:
-            self._tell_at = now + _FIRST_SECONDS
+            self._since, self._tell_at = now, now + _FIRST_SECONDS
         elif now >= self._tell_at:
-            self._tell_at = now + WAITING_SECONDS
             present = list(placement.nodes().values())
             fits = any(placement.room(self._needed, node) > 0 for node in present)
+            if fits and now - self._since < WAITING_SECONDS:
+                self._tell_at = self._since + WAITING_SECONDS  # Ray may only be starting a process
+                return
+            self._tell_at = now + WAITING_SECONDS
             why = "others use what there is" if fits else "no node has it"
             lack = placement.lack(self._needed, present)
             self._tell(waiting[0].config, f"waiting for a node: {lack} ({why})")
