@@ -5,6 +5,7 @@ The cluster (tests/cluster/nodes.py) and the driver are processes of their own.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -53,6 +54,7 @@ class Nodes:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_health_check_period_ms": "1000",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
         }
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).parent / "cluster" / "nodes.py"), str(folder)],
@@ -82,13 +84,21 @@ class Nodes:
         )  # fmt: skip
 
 
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
+@contextlib.contextmanager
+def started() -> Iterator[Nodes]:
     folder = Path(tempfile.mkdtemp(prefix="rb-"))
     made = Nodes(folder)
-    yield made
-    made.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield made
+    finally:
+        made.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    with started() as made:
+        yield made
 
 
 def stored(root: Path) -> list[str]:
@@ -147,6 +157,24 @@ def test_a_lost_node_is_made_up_for(
     assert driver.returncode == 0, said
     assert says in said, said
     as_if_undisturbed(tmp_path, seeds)
+
+
+def test_a_lost_head_costs_the_cluster_and_no_run(nodes: Nodes, tmp_path: Path) -> None:
+    nodes("add", 2)
+    driver = nodes.run(tmp_path, "seeds=100")
+    until(100, driver, tmp_path / "results")
+    nodes("behead")
+    said, _ = driver.communicate(timeout=180)
+    assert driver.returncode not in (0, 1), said
+    before = set(stored(tmp_path / "results"))
+    assert 100 <= len(before) < 400
+    with started() as others:
+        others("add", 2)
+        again = others.run(tmp_path, "seeds=100")
+        said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    assert f"{400 - len(before)} runs carried out; in all 400 done" in said
+    as_if_undisturbed(tmp_path, 100)
 
 
 def test_a_batch_waits_for_the_node_that_it_needs(nodes: Nodes, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
     add CPUS [NAME=AMOUNT]   a node; answers its number
     kill NUMBER              SIGKILL to its raylet
+    behead                   SIGKILL to the head, as when its machine is gone
     drain NUMBER             a notice of preemption
     demand                   what the autoscaler is told that is missing
 """  # fmt: skip
@@ -46,6 +47,11 @@ def main(folder: str) -> None:
         elif word == "kill":
             (raylet,) = nodes[int(rest[0])].all_processes["raylet"]
             os.kill(raylet.process.pid, signal.SIGKILL)
+            answer(None)
+        elif word == "behead":
+            for name in ("gcs_server", "raylet"):
+                (process,) = cluster.head_node.all_processes[name]
+                os.kill(process.process.pid, signal.SIGKILL)
             answer(None)
         elif word == "drain":
             by = int((time.time() + 60) * 1000)
