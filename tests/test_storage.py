@@ -348,7 +348,7 @@ def test_on_ray_a_driver_that_dies_costs_nothing_that_was_stored(url: str, tmp_p
     assert "in all 120 done" in again.stdout
     assert "120 runs carried out" not in again.stdout
     pd.testing.assert_frame_equal(measured(url), measured(here))
-    for verb in ("verify", "status"):
+    for verb in ("figures", "status"):
         assert CliRunner().invoke(app, [verb, url]).exit_code == 0, verb
 
 

@@ -178,7 +178,8 @@ class Head:
         self.url = f"http://127.0.0.1:{shown}"
         (folder / "token").write_text(secrets.token_hex(32))
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RAYBENCH_"))}
-        self._clean = {**kept, "HOME": str(folder), "PYTHONPATH": str(ROOT)}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"  # whose python jobs find
+        self._clean = {**kept, "HOME": str(folder), "PYTHONPATH": str(ROOT), "PATH": path}
         self._known = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
         own = {
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else it takes the machine's own address
