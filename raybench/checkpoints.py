@@ -135,7 +135,9 @@ class Saves:
         return None
 
     def _content(self, group: str, step: int) -> dict[str, Any]:
-        return _plain(_read(self._storage, self._root / group / _name(step)))
+        path = self._root / group / _name(step)
+        self._storage.bring(path)
+        return _plain(path)
 
     def seconds(self) -> float:
         """Return how long the runs have trained, lost attempts after a checkpoint left out."""
@@ -195,19 +197,24 @@ def forget(folder: Path, run_ids: Collection[str], storage: Storage | None = Non
             storage.remove_folder(folder / group.name)
 
 
-def _plain(content: bytes) -> dict[str, Any]:
-    """Return what a checkpoint holds; ValueError or RuntimeError if it cannot be one of ours."""
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        raise ValueError("it is damaged")
-    _require_plain(io.BytesIO(content))
-    form = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+def _plain(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds; ValueError or RuntimeError if it cannot be one of ours.
+
+    Its tensors are read from the file where they are used: a rank needs a part of them only.
+    """
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is damaged")
+    _require_plain(path)
+    form = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(form, dict) or form.get("format") != _FORMAT:
         raise ValueError("it was written by another version of raybench")
     return form
 
 
-def _require_plain(file: io.BytesIO) -> None:
-    file.seek(0)
+def _require_plain(file: Path | io.BytesIO) -> None:
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
     if classes := get_unsafe_globals_in_checkpoint(file):
         raise ValueError(f"it holds {', '.join(classes)}, which is not read")
 

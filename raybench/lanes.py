@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from raybench.clock import Clock
-from raybench.ranks import Ranks
+from raybench.ranks import Ranks, Sums
 from raybench.spec import Spec, hyper_fields
 
 Params: TypeAlias = dict[str, Tensor]
@@ -139,17 +139,32 @@ class Lanes:
         """Return a stacked value as tensors on the CPU, dicts and lists, to be stored."""
         return _rebuild(value, lambda leaf: leaf.detach().cpu(), lambda own: {_EACH: own.values})
 
-    def restored(self, plain: Any, places: Sequence[int], *, lifted: bool) -> Any:
+    def restored(
+        self,
+        plain: Any,
+        places: Sequence[int],
+        *,
+        lifted: bool,
+        keep: Callable[[Tensor], Tensor] | None = None,
+    ) -> Any:
         """Return what `plain` was made of, of the lanes at `places`, which are this group's.
 
-        `lifted` says whether those lanes were: one that is not may be out of several that were.
+        Args:
+            plain: what was stored.
+            places: of this group's lanes among those that were stored.
+            lifted: whether those were lifted: one lane that is not may be out of several that
+                were, or the other way round.
+            keep: what is kept of a tensor of one lane that is not lifted; None for all of it.
         """
         rows = torch.tensor(places)
 
         def chosen(leaf: Tensor) -> Tensor:
-            if lifted:
-                leaf = leaf.index_select(0, rows) if self.lifted else leaf[places[0]].clone()
-            return leaf.to(self.device)
+            if self.lifted:
+                leaf = leaf.index_select(0, rows) if lifted else leaf[None]
+            else:
+                leaf = leaf[places[0]] if lifted else leaf
+                leaf = keep(leaf) if keep else leaf
+            return leaf.to(self.device, copy=True)  # stored ones are a file's, or other lanes'
 
         def numbers(own: _Each) -> Any:
             left = tuple(own.values[place] for place in places)
@@ -200,26 +215,32 @@ class Lanes:
                 returns a loss for each, [K].
 
         Returns:
-            `(params, *args, share=1.0) -> (gradients, loss [K], aux)`, everything stacked;
-            gradients and losses are times `share`, for what is one part of a mean.
+            `(params, *args, share=1.0, earlier=None) -> (gradients, loss [K], aux)`, everything
+            stacked; gradients and losses are times `share`, for what is one part of a mean. With
+            `earlier`, gradients of other parts (or none of any), the gradients are those and these
+            summed over the ranks, which begins during the backward pass: not of exact lanes.
         """
         looped = self.lifted and self._exact
         inner = loss if looped or stacked else self.map(loss)
 
-        def gradient(params: Params, *args: Any, share: float = 1.0) -> tuple[Params, Tensor, Any]:
+        def gradient(
+            params: Params, *args: Any, share: float = 1.0, earlier: Params | None = None
+        ) -> tuple[Params, Tensor, Any]:
             leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+            sums = None if earlier is None else Sums(leaves, earlier)
             value, aux = inner(leaves, *args)
             # Before the backward pass, where parts may meet (statistics over several processes).
             value = value if share == 1 else value * share
             total = value.sum() if value.dim() else value
-            grads = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
-            return dict(zip(leaves, grads, strict=True)), value.detach(), _detach(aux)
+            found = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+            grads = dict(zip(leaves, found, strict=True))
+            return sums.of(grads) if sums else grads, value.detach(), _detach(aux)
 
         each = self._looped(gradient) if looped else gradient
 
-        def timed(params: Params, *args: Any, share: float = 1.0) -> tuple[Params, Tensor, Any]:
+        def timed(params: Params, *args: Any, **options: Any) -> tuple[Params, Tensor, Any]:
             self.clock.tick(self.device)
-            return each(params, *args, share=share)
+            return each(params, *args, **options)
 
         return timed
 

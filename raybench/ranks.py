@@ -11,15 +11,23 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from functools import partial
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+Shard: TypeAlias = Literal["none", "optimizer", "full"]
+"""What the ranks of a run divide among them instead of each holding all of it: nothing; the state
+of the optimizer; weights and gradients too."""
+
+BUCKET: int = 2**22
+"""Bytes of gradients that are summed over the ranks in one collective call."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +74,12 @@ class Ranks:
     Attributes:
         rank: which one this is, from 0; the first one writes what is kept.
         size: R, how many there are.
-        shard: what they divide among them instead of each holding all of it: `optimizer`, the
-            state of the optimizer; or `none`.
+        shard: what they divide among them.
     """
 
     rank: int = 0
     size: int = 1
-    shard: Literal["none", "optimizer"] = "none"
+    shard: Shard = "none"
 
     @classmethod
     def alone(cls) -> Ranks:
@@ -80,7 +87,7 @@ class Ranks:
         return cls()
 
     @classmethod
-    def current(cls, shard: Literal["none", "optimizer"] = "none") -> Ranks:
+    def current(cls, shard: Shard = "none") -> Ranks:
         """Return this process's place in the default process group; alone if there is none."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
@@ -90,6 +97,11 @@ class Ranks:
     def first(self) -> bool:
         """Whether this rank writes parts, journals and logs."""
         return self.rank == 0
+
+    @property
+    def divides_weights(self) -> bool:
+        """Whether each rank holds a part of the weights only."""
+        return self.size > 1 and self.shard == "full"
 
     def part(self, rows: Rows) -> Rows:
         """Return which of some rows are this rank's; none where there are too few for all."""
@@ -200,6 +212,74 @@ def prepare(seconds: float) -> None:
     """
     global _accord
     _accord = dist.new_group(backend="gloo", timeout=dt.timedelta(seconds=seconds))
+
+
+class Sums:
+    """Sums over the ranks of the gradients of leaves, begun while the backward pass goes on.
+
+    The leaves are put in buckets, of which each is one flat collective call: the last leaves first,
+    which is about how a backward pass reaches them. Buckets are begun in one order on all ranks.
+
+    Args:
+        leaves: whose gradients are going to be computed, once.
+        earlier: what is added to them before they are summed: of other pieces of the batch.
+    """
+
+    def __init__(self, leaves: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> None:
+        self._names = list(leaves)
+        self._earlier = earlier
+        self._waiting = list(_buckets(leaves))[::-1]
+        self._found: dict[str, Tensor] = {}
+        self._begun: list[tuple[list[str], Tensor, Any]] = []
+        for name, leaf in leaves.items():
+            leaf.register_hook(partial(self._note, name))  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def pay(leaves: Mapping[str, Tensor]) -> bool:
+        """Return whether anything can be begun early: where there is more than one bucket."""
+        return len([*_buckets(leaves)]) > 1
+
+    def of(self, grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the sums, equal bit by bit on all ranks.
+
+        Args:
+            grads: this rank's, also of leaves that the backward pass did not reach.
+        """
+        for name, grad in grads.items():
+            if name not in self._found:
+                self._note(name, grad)
+        sums: dict[str, Tensor] = {}
+        for names, flat, work in self._begun:
+            work.wait()
+            parts = torch.split(flat, [grads[name].numel() for name in names])
+            sums |= {name: p.view(grads[name].shape) for name, p in zip(names, parts, strict=True)}
+        return {name: sums[name] for name in self._names}
+
+    def _note(self, name: str, grad: Tensor) -> None:
+        self._found[name] = grad
+        while self._waiting and all(each in self._found for each in self._waiting[-1]):
+            names = self._waiting.pop()
+            flat = torch.cat([self._found[each].reshape(-1) for each in names])
+            if self._earlier:
+                flat += torch.cat([self._earlier[each].reshape(-1) for each in names])
+            self._begun.append((names, flat, dist.all_reduce(flat, async_op=True)))
+
+
+def _buckets(leaves: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Yield the names of leaves, the last ones first, of one type of number each time.
+
+    A leaf that is larger than a bucket has one of its own.
+    """
+    names: list[str] = []
+    held = 0
+    for name, leaf in reversed(list(leaves.items())):
+        if names and (held + leaf.nbytes > BUCKET or leaf.dtype != leaves[names[0]].dtype):
+            yield names
+            names, held = [], 0
+        names.append(name)
+        held += leaf.nbytes
+    if names:
+        yield names
 
 
 class _Summed(torch.autograd.Function):

@@ -277,10 +277,17 @@ def _execute(batch: Batch, group: Sequence[Planned], saves: Saves | None) -> lis
         raise RaybenchError(
             f"procedure {procedure.name} does not share its work: set resources.ranks: 1"
         )
+    if ranks.divides_weights and len(group) > 1:
+        raise RaybenchError(
+            f"resources.shard: full divides the weights of one run at a time, not of {len(group)} "
+            "lanes: set resources.lanes: 1"
+        )
     lanes = Lanes(
         len(group),
         device=device,
         dtype=DTYPES[procedure.dtype],
+        # With others a run is equal up to rounding, and one lane alone can share more.
+        exact=False if ranks.size > 1 and len(group) == 1 else None,
         compiling=compiling,
         ranks=ranks,
     )

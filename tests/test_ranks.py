@@ -31,21 +31,24 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from raybench import ranks
 from raybench import store as results
+from raybench.checkpoints import Saves
 from raybench.errors import Problem, RaybenchError, SuiteError, UsageError
 from raybench.lanes import Lanes
 from raybench.local import LocalExecutor
+from raybench.models.adapter import adapt as adapt_model
 from raybench.optim.adapter import adapt
 from raybench.plan import Batch, batches
 from raybench.procedures import PROCEDURES, stop
 from raybench.procedures.base import DTYPES
 from raybench.procedures.stepper import Stepper
 from raybench.procedures.train import Course, Train
-from raybench.ranks import Ranks, Rows, cut, prepare
+from raybench.ranks import Ranks, Rows, Shard, cut, prepare
 from raybench.record import Recorder
 from raybench.rng import Seed
 from raybench.session import Session
-from raybench.spec import Run
+from raybench.spec import Run, Steps
 from raybench.store import SuiteStore
 from raybench.suite import Suite, load, parse
 from raybench.tables import build
@@ -69,6 +72,29 @@ NOISY: dict[str, Any] = {
     "model": {"name": "cnn", "width": 3},
 }
 FOREIGN = adapt("foreign_adam", torch.optim.Adam)
+FULL: dict[str, Any] = {
+    "shard": "full",
+    "optimizer": {"name": "adam", "lr": 0.01},
+    "exact": False,
+}
+
+
+class Tied(torch.nn.Module):
+    """Uses a layer twice and another one's weights without calling it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(inputs, 6)
+        self.twice = torch.nn.Linear(6, 6)
+        self.unused = torch.nn.Linear(6, 6)
+        self.read = torch.nn.Linear(6, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.twice(self.twice(self.first(x).tanh()).tanh())
+        return torch.nn.functional.linear(hidden, self.read.weight, self.read.bias)
+
+
+FOREIGN_MODEL = adapt_model("tied", Tied)
 CASES: dict[str, dict[str, Any]] = {
     "mlp": {"lanes": 1},
     "mlp, lanes": {"lanes": 3},
@@ -92,12 +118,40 @@ CASES: dict[str, dict[str, Any]] = {
         "lanes": 2,
         "exact": False,
     },
+    "divided weights": {**FULL, "l2": 0.01},
+    "divided weights, whole batch": {**FULL, "batch_size": None, "loss": "mse"},
+    "divided weights, noise": {**FULL, **NOISY, "accumulate": 2},
+    "divided weights, residual": {
+        **FULL,
+        "data": {**IMAGES, "augment": ["flip"]},
+        "model": {"name": "resnet18k", "width": 2},
+        "steps": "3it",
+    },
+    "divided weights, averages": {
+        **FULL,
+        "optimizer": {"name": "schedule_free_adamw", "lr": 0.01},
+        "model": {"name": "mlp", "width": 7, "dropout": 0.3},
+    },
+    "divided weights, characters": {
+        **FULL,
+        "data": {"name": "text", "length": 8, "train": 20, "valid": 5, "test": 5},
+        "model": {"name": "transformer", "width": 8, "heads": 2, "layers": 2, "dropout": 0.1},
+        "record": {"at": {"linear": 2}},
+        "steps": "4it",
+    },
+    "divided weights of a module": {**FULL, "foreign_model": True},
     "until a target": {"stop": {"target": {"train/loss": 2.2}}, "lanes": 3, "exact": False},
     "until it is late": {"stop": {"wall": "9min"}, "lanes": 2},
 }
 
 
-ON_FOUR = ["batch norm, fused lanes", "augmentation, one lane", "divided state"]
+ON_FOUR = [
+    "batch norm, fused lanes",
+    "augmentation, one lane",
+    "divided state",
+    "divided weights",
+    "divided weights, noise",
+]
 
 
 def spec(changes: dict[str, Any]) -> Train:
@@ -113,8 +167,9 @@ def carried_out(name: str, ranks: Ranks) -> dict[str, Any]:
     size, exact = changes.pop("lanes", 1), changes.pop("exact", None)
     ranks = replace(ranks, shard=changes.pop("shard", "none"))
     foreign = changes.pop("foreign", None)
+    model = FOREIGN_MODEL() if changes.pop("foreign_model", False) else None
     base = spec(changes)
-    base = base.replace(optimizer=foreign or base.optimizer)
+    base = base.replace(optimizer=foreign or base.optimizer, model=model or base.model)
     runs = [
         Run(
             base.replace(
@@ -132,6 +187,10 @@ def carried_out(name: str, ranks: Ranks) -> dict[str, Any]:
         course.network.params, course.network.buffers, recorder, narrow=True
     )
     accounts = recorder.accounts()
+    if course.network.shards:
+        held = sum(weight.numel() for weight in params.values())
+        assert held < 0.8 * course.network.num_params
+        params = dict(course.network.shards.whole(params))
     return {
         "params": params,
         "buffers": buffers,
@@ -139,6 +198,65 @@ def carried_out(name: str, ranks: Ranks) -> dict[str, Any]:
         "named": [[(m.step, m.split, m.name) for m in account.metrics] for account in accounts],
         "ends": [(account.steps, account.stopped, account.diverged_at) for account in accounts],
     }
+
+
+LASTING: dict[str, Any] = {
+    "optimizer": {"name": "adam", "lr": 0.01},
+    "model": {"name": "mlp", "width": 7, "dropout": 0.3},
+    "steps": "12it",
+}
+SHARDS: tuple[Shard, ...] = ("none", "optimizer", "full")
+
+
+class BrokenOff(Exception):
+    """Training has come far enough."""
+
+
+class Impatient(Recorder):
+    """Breaks training off at a step."""
+
+    last = 100
+
+    def reach(self, step: int) -> None:
+        if step > self.last:
+            raise BrokenOff
+        super().reach(step)
+
+
+def checkpointed(folder: Path, own: Ranks, last: int = 100) -> dict[str, Any]:
+    """Train with checkpoints, from the latest one in a folder to a last step, and return the end.
+
+    One process alone has a lifted lane, as lanes in float64 are; several have one that is not.
+    """
+    base = spec(LASTING)
+    lanes = Lanes(1, dtype=torch.float64, ranks=own, exact=None if own.size == 1 else False)
+    saves = Saves(folder, ["run"], Steps(3, "it"), 2, own)
+    recorder = Impatient(lanes, saves)
+    recorder.last = last
+    course = Course(lanes, [Run(base, Seed(5))])
+    network = course.network
+    try:
+        params, _ = course.fit(network.params, network.buffers, recorder, saves=saves)
+    except BrokenOff:
+        return {}
+    if network.shards:
+        params = dict(network.shards.whole(params))
+    return {
+        "weights": {name: value.flatten() for name, value in params.items()},
+        "metrics": [(m.step, m.split, m.name, m.value) for m in recorder.accounts()[0].metrics],
+        "seconds": saves.before,
+    }
+
+
+def go_on_in_ranks(folder: Path, own: Ranks) -> dict[str, Any]:
+    """Break training off and go on, with each way to divide; and go on from one process's."""
+    found = {}
+    for shard in SHARDS:
+        ours = replace(own, shard=shard)
+        checkpointed(folder / shard, ours, 7)
+        found[shard] = checkpointed(folder / shard, ours)
+        found[f"{shard}, from one"] = checkpointed(folder / f"{shard}, from one", ours)
+    return found
 
 
 @contextmanager
@@ -171,6 +289,8 @@ sweep:
       shared: {}
       whole: {procedure: lazy}
       divided: {optimizer.lr: 0.02, resources: {shard: optimizer}}
+      full: {optimizer.lr: 0.03, resources: {shard: full}}
+      by layer: {optimizer: {name: lamb}, resources: {shard: full}}
     as: kind
 seeds: 2
 resources: {ranks: 2}
@@ -196,12 +316,15 @@ def carry_out_suite(root: Path) -> None:
 
 
 def rank_main(rank: int, size: int, folder: Path, names: Sequence[str]) -> None:
+    if size == 2:  # several buckets, of which the first are summed during the backward pass
+        ranks.BUCKET = 300
     if rank:  # its clock is ahead of the first one's, by more from each look to the next
         stop.time = SimpleNamespace(perf_counter=itertools.count(step=1e6).__next__)
-    with process_group(rank, size, folder) as ranks:
-        found = {name: carried_out(name, ranks) for name in names}
+    with process_group(rank, size, folder) as own:
+        found = {name: carried_out(name, own) for name in names}
         if size == 2:
             carry_out_suite(folder / "store")
+            found |= go_on_in_ranks(folder.parent / "checkpoints", own)
     torch.save(found, folder / f"{rank}.pt")
 
 
@@ -209,6 +332,7 @@ def main(folder: Path, cases: Mapping[str, Sequence[str]]) -> int:
     """Carry out cases, by number of ranks; return 0 if all has ended well."""
     # Before any pool of threads, which forks would lack; and what Adam imports is imported once.
     importlib.import_module("torch._dynamo")
+    importlib.import_module("torch.distributed.fsdp")
     torch.set_num_threads(1)
     fork = multiprocessing.get_context("fork")
     codes = []
@@ -268,6 +392,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[int, list[dict[str, Any]]]:
     """By number of ranks, what each of them has to show of all cases."""
+    for shard in SHARDS:
+        checkpointed(folder / "checkpoints" / f"{shard}, from one", Ranks.alone(), 7)
     made = in_ranks(folder, {2: list(CASES), 4: ON_FOUR})
     made[1] = [{name: carried_out(name, Ranks.alone()) for name in CASES}]
     return made
@@ -283,17 +409,33 @@ def test_ranks_change_nothing(found, name, size):
         same(alone, own[name])
 
 
+@pytest.mark.parametrize("shard", SHARDS)
+def test_training_goes_on_from_a_checkpoint_on_any_number_of_ranks(found, folder, tmp_path, shard):
+    whole = checkpointed(tmp_path, Ranks.alone())
+    assert whole["seconds"] == 0
+    ends = [each for own in found[2] for each in (own[shard], own[f"{shard}, from one"])]
+    ends.append(checkpointed(folder / "checkpoints" / shard, Ranks.alone()))
+    for end in ends:
+        assert end["seconds"] > 0
+        assert [m[:3] for m in end["metrics"]] == [m[:3] for m in whole["metrics"]]
+        values = [m[3] for m in whole["metrics"]]
+        assert [m[3] for m in end["metrics"]] == pytest.approx(values, rel=1e-10)
+        for name, weight in whole["weights"].items():
+            torch.testing.assert_close(end["weights"][name], weight, rtol=1e-10, atol=1e-10)
+
+
 def test_a_batch_of_several_ranks(found, folder, tmp_path):
     """Its rows are those of one process; what cannot be shared has failed, on all ranks alike."""
     runs, ours = parts(folder / "2" / "store")
     runs = runs.set_index("label.kind")
-    ends = {"shared": "done", "whole": "failed", "divided": "failed"}
+    fine, wrong = ["shared", "divided", "full"], ["whole", "by layer"]
+    ends = dict.fromkeys(fine, "done") | dict.fromkeys(wrong, "failed")
     assert sorted(runs["status"].items()) == sorted([*ends.items()] * 2)
     assert "lazy does not share its work: set resources.ranks: 1" in runs["reason"]["whole"].iloc[0]
-    assert "leave out checkpoint, or set resources.shard: none" in runs["reason"]["divided"].iloc[0]
+    assert "lamb does not move each weight on its own" in runs["reason"]["by layer"].iloc[0]
     assert set(runs["ranks"]) == {2}
     told = suite({"resources.ranks": 1})
-    assert Session(told, tmp_path, LocalExecutor, Quiet()).run().statuses == {"done": 6}
+    assert Session(told, tmp_path, LocalExecutor, Quiet()).run().statuses == {"done": 10}
     theirs = results.table(tmp_path, name="metrics")
     ours, theirs = (
         frame.astype({"run_id": str, "split": str, "metric": str})
@@ -302,7 +444,7 @@ def test_a_batch_of_several_ranks(found, folder, tmp_path):
         for frame in (ours, theirs)
     )
     kept = ours.index.unique("run_id")
-    assert len(kept) == 2
+    assert len(kept) == 2 * len(fine)
     pd.testing.assert_frame_equal(ours, theirs.loc[kept], rtol=0, atol=1e-10)
 
 

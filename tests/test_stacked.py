@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raybench.errors import Problem
 from raybench.lanes import Lanes, Params
 from raybench.procedures import PROCEDURES
-from raybench.procedures.network import Bound
+from raybench.procedures.bound import Bound
 from raybench.procedures.stacked import Dense, Kind, Layer, chain
 from raybench.procedures.train import Course
 from raybench.record import Recorder

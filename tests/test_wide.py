@@ -22,9 +22,9 @@ from raybench.lanes import Lanes
 from raybench.models import MODELS
 from raybench.procedures import PROCEDURES
 from raybench.procedures.base import DTYPES
+from raybench.procedures.bound import Bound
 from raybench.procedures.correlators import Correlators
 from raybench.procedures.kernel import features, predicted
-from raybench.procedures.network import Bound
 from raybench.procedures.nngp import FUNCTIONS, expected, recursion, series
 from raybench.record import Account, Recorder
 from raybench.rng import Seed

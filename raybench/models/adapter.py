@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from raybench.models.base import Dropout, Model, State
+from raybench.models.base import Dropout, Keep, Model, State, whole
 from raybench.rng import Seed, key
 from raybench.tables import from_signature
 
@@ -50,7 +50,12 @@ class ModuleModel(Model):
             return self.module(inputs, outputs)
 
     def state(
-        self, skeleton: nn.Module, inputs: tuple[int, ...], outputs: int, seed: Seed
+        self,
+        skeleton: nn.Module,
+        inputs: tuple[int, ...],
+        outputs: int,
+        seed: Seed,
+        keep: Keep = whole,
     ) -> State:
         """Return what the constructor draws under the run's stream `init`."""
         with torch.random.fork_rng(devices=[]):
@@ -60,7 +65,7 @@ class ModuleModel(Model):
         for name, layer in module.named_modules():
             if isinstance(layer, Dropout):
                 buffers[f"{name}.key"] = key(seed, f"noise/{name}.")
-        return {name: p.detach() for name, p in module.named_parameters()}, buffers
+        return {name: keep(p.detach()) for name, p in module.named_parameters()}, buffers
 
 
 def _without_global_noise(module: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raybench.errors import RaybenchError
-from raybench.models.base import Published, State
+from raybench.models.base import Keep, Published, State, whole
 from raybench.quadratic import DIM, root
 from raybench.rng import Seed
 
@@ -37,10 +37,15 @@ class QuadraticDeep(Published):
         return _Bowl()
 
     def state(
-        self, skeleton: nn.Module, inputs: tuple[int, ...], outputs: int, seed: Seed
+        self,
+        skeleton: nn.Module,
+        inputs: tuple[int, ...],
+        outputs: int,
+        seed: Seed,
+        keep: Keep = whole,
     ) -> State:
         """Return theta, and the root A of H as a buffer."""
-        params, _ = super().state(skeleton, inputs, outputs, seed)
+        params, _ = super().state(skeleton, inputs, outputs, seed, keep)
         return params, {"root": root(self.instance).float()}
 
     def published(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Final, Self, TypeAlias
 
 import torch
@@ -18,6 +19,14 @@ from raybench.spec import Spec, digest
 
 State: TypeAlias = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Parameters and buffers by name."""
+
+Keep: TypeAlias = Callable[[Tensor], Tensor]
+"""From a parameter to the part of it that this process holds."""
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """Return all of a parameter."""
+    return parameter
 
 
 class Model(Spec, ABC):
@@ -48,7 +57,12 @@ class Model(Spec, ABC):
             return self.module(inputs, outputs)
 
     def state(
-        self, skeleton: nn.Module, inputs: tuple[int, ...], outputs: int, seed: Seed
+        self,
+        skeleton: nn.Module,
+        inputs: tuple[int, ...],
+        outputs: int,
+        seed: Seed,
+        keep: Keep = whole,
     ) -> State:
         """Return the initial parameters and buffers of the run with `seed`.
 
@@ -57,6 +71,7 @@ class Model(Spec, ABC):
             inputs: shape of one row.
             outputs: number of outputs.
             seed: of the run; its streams `init` and `noise` are drawn from.
+            keep: what is returned of each parameter, applied as soon as it is drawn.
         """
         draw = stream(seed, "init/weights")
         params: dict[str, Tensor] = {}
@@ -64,7 +79,7 @@ class Model(Spec, ABC):
         for prefix, layer in skeleton.named_modules():
             dot = f"{prefix}." if prefix else ""
             for name, weight in layer.named_parameters(recurse=False):
-                params[dot + name] = self._initial(layer, name, weight.shape, draw)
+                params[dot + name] = keep(self._initial(layer, name, weight.shape, draw))
             for name, buffer in layer.named_buffers(recurse=False):
                 buffers[dot + name] = _initial_buffer(layer, name, buffer, dot, seed, draw)
         return params, buffers

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raybench.models.base import Dropout, FrozenLinear, Model, State
+from raybench.models.base import Dropout, FrozenLinear, Keep, Model, State, whole
 from raybench.models.initial import truncated
 from raybench.rng import Seed, stream
 
@@ -114,7 +114,12 @@ class RandomFeatures(Model):
         return nn.Sequential(nn.Flatten(), *fixed, nn.Linear(self.width, outputs, bias=False))
 
     def state(
-        self, skeleton: nn.Module, inputs: tuple[int, ...], outputs: int, seed: Seed
+        self,
+        skeleton: nn.Module,
+        inputs: tuple[int, ...],
+        outputs: int,
+        seed: Seed,
+        keep: Keep = whole,
     ) -> State:
         """Return the initial parameters, and the fixed layer as buffers.
 
@@ -123,8 +128,9 @@ class RandomFeatures(Model):
             inputs: shape of one row.
             outputs: number of outputs.
             seed: of the run; its stream `init` is drawn from.
+            keep: what is returned of each parameter.
         """
-        params, buffers = super().state(skeleton, inputs, outputs, seed)
+        params, buffers = super().state(skeleton, inputs, outputs, seed, keep)
         if self.features == "fourier":
             draw = stream(seed, "init/phases")
             buffers["1.bias"] = torch.rand(self.width, generator=draw) * (2 * math.pi)

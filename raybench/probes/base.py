@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,15 +20,15 @@ class View:
         outputs: the model's outputs on all rows of the split, [N, outputs].
         targets: [N] whole numbers, or [N, outputs] for regression.
         losses: the loss of each row, [N].
-        params: weights by name.
+        params: weights by name; where ranks divide them, each is gathered when it is asked for.
         grads: gradient of the split's mean loss by parameter; empty unless the probe needs it.
     """
 
     outputs: Tensor
     targets: Tensor
     losses: Tensor
-    params: dict[str, Tensor]
-    grads: dict[str, Tensor]
+    params: Mapping[str, Tensor]
+    grads: Mapping[str, Tensor]
 
 
 class Probe(Spec, ABC):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from raybench.probes.base import Probe, View
 
 
-def norm(tensors: dict[str, Tensor]) -> Tensor:
+def norm(tensors: Mapping[str, Tensor]) -> Tensor:
     """Return the Euclidean norm of all numbers in `tensors`."""
     return torch.stack([t.square().sum() for t in tensors.values()]).sum().sqrt()
 

@@ -12,8 +12,9 @@ from torch.func import grad, vjp, vmap
 
 from raybench.lanes import Lanes, Params
 from raybench.optim import ForeignOptimizer
+from raybench.procedures.bound import Bound
 from raybench.procedures.losses import Losses
-from raybench.procedures.network import Bound, record_all
+from raybench.procedures.network import record_all
 from raybench.procedures.stepper import Stepper
 from raybench.procedures.train import Course, Train
 from raybench.record import Recorder

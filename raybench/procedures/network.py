@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,45 +15,15 @@ from raybench.lanes import Lanes, Params
 from raybench.models import Model
 from raybench.models.base import Dropout, Memory, Noise
 from raybench.probes import Probe, View
+from raybench.procedures.bound import Bound
 from raybench.procedures.feed import Feed, Piece
 from raybench.procedures.losses import Losses, LossName
 from raybench.procedures.norms import share_statistics
+from raybench.procedures.sharded import Sharded, Shards, units
 from raybench.procedures.stacked import Layer, chain
-from raybench.ranks import Rows
+from raybench.ranks import Rows, Sums
 from raybench.record import Recorder
 from raybench.rng import Seed, rows_from
-
-
-class Bound:
-    """A module that is called with given weights: `functional_call` without its bookkeeping.
-
-    The weights of the last call stay in the module, which nothing else uses.
-
-    Attributes:
-        module: that is called.
-        precision: of products in the pass; None for that of the weights.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.precision: torch.dtype | None = None
-        self._slots: list[tuple[dict[str, Any], str, str]] = []
-        for prefix, layer in module.named_modules():
-            dot = f"{prefix}." if prefix else ""
-            for held in (layer._parameters, layer._buffers):
-                self._slots += [(held, name, dot + name) for name in held if held[name] is not None]
-
-    def __call__(self, params: Params, buffers: Params, x: Tensor) -> Tensor:
-        """Return the module's outputs; buffers are changed in place by layers that do so."""
-        for held, name, full in self._slots:
-            held[name] = params[full] if full in params else buffers[full]
-        if self.precision is None:
-            outputs: Tensor = self.module(x)
-            return outputs
-        with torch.autocast(x.device.type, self.precision):
-            outputs = self.module(x)
-        return outputs.to(x.dtype)
-
 
 _IN_CACHE = 2**20  # numbers of a measurement that are worked on together
 
@@ -68,6 +37,13 @@ class Network:
         seeds: the runs' seeds.
         task: what the data ask for.
         loss: of one batch, the mean over its rows.
+        l2: adds l2 / 2 |W|^2 over weights, not biases, to the loss.
+
+    Attributes:
+        params: the initial weights; this rank's rows of them, where ranks divide them.
+        buffers: the initial buffers.
+        num_params: numbers in the weights of one run.
+        shards: how ranks divide the weights; None if they do not.
     """
 
     def __init__(
@@ -88,11 +64,14 @@ class Network:
             share_statistics(trained, lanes.ranks)
         self._train = Bound(trained)
         self._eval = Bound(skeleton)
-        states = [model.state(skeleton, *shape, seed) for seed in seeds]
+        shapes = {name: weight.shape for name, weight in skeleton.named_parameters()}
+        self.shards = Shards(lanes.ranks, shapes) if lanes.ranks.divides_weights else None
+        keep = (self.shards.own,) if self.shards else ()
+        states = [model.state(skeleton, *shape, seed, *keep) for seed in seeds]
         self.params, self.buffers = lanes.stack(states)
-        self.num_params = sum(weight.numel() for weight in states[0][0].values())
+        self.num_params = sum(shape.numel() for shape in shapes.values())
         self._l2 = l2
-        self._decayed = [n for n, w in states[0][0].items() if model.decays(n, w.shape)]
+        self._decayed = [name for name, shape in shapes.items() if model.decays(name, shape)]
         self._memory = [
             f"{prefix}.state"
             for prefix, layer in skeleton.named_modules()
@@ -115,7 +94,14 @@ class Network:
         self._eval_gradient = lanes.grad(self._eval_loss)
         own = None if self._memory else chain(lanes, skeleton, self._lifted, trains=False)
         self._forward = own or lanes.map(self._outputs)
+        self._sharded: Sharded | None = None
+        if self.shards:
+            self._sharded = Sharded(trained, units(skeleton, task.inputs, lanes.ranks), lanes)
+            self._forward = self._sharded.outputs
         self._checked_noise = False
+        # Exact lanes have their gradients one after the other.
+        looped = lanes.lifted and not lanes.fused
+        self._overlaps = lanes.ranks.size > 1 and not looped and Sums.pay(self.params)
 
     def loss(self, params: Params, buffers: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Params]:
         """Return one run's mean loss on a batch, and its buffers after the pass."""
@@ -147,9 +133,24 @@ class Network:
 
     def lower(self, precision: torch.dtype) -> None:
         """Train with passes of lower precision; weights, losses and measurements keep theirs."""
+        if self._sharded is not None:
+            self._sharded.precision = precision
         self._train.precision = precision
         self._chain = None
         self.gradient = self.lanes.grad(self.loss)
+
+    def whole(self, params: Params) -> Params:
+        """Return weights as they are on one rank: where ranks divide them, on the first one only.
+
+        Collective then, and nothing on the others.
+        """
+        if self.shards is None:
+            return params
+        found = {}
+        for name, weight in self.shards.whole(params).items():
+            if self.lanes.ranks.first:
+                found[name] = weight.cpu()
+        return found
 
     @property
     def remembers(self) -> bool:
@@ -191,16 +192,57 @@ class Network:
         self, pieces: Iterable[Piece], params: Params, buffers: Params
     ) -> tuple[Params, Tensor, Params]:
         """Do what `step_gradient` does, without looking for noise of the global generator."""
+        if self._sharded is not None:
+            shares = ((piece, piece.rows.share) for piece in pieces)
+            return self._sharded_gradient(self._sharded, shares, (params, buffers), training=True)
         start = {name: buffers[name] for name in self._calls}
         sums: Params = {}
-        for x, y, rows in pieces:
+        losses: Params = {}
+        for (x, y, rows), last in _with_last(pieces):
+            early = {"earlier": sums} if last and self._overlaps else {}
             with rows_from(rows.start, rows.count):
                 grads, loss, buffers = self.gradient(
-                    params, buffers | start, x, y, share=rows.share
+                    params, buffers | start, x, y, share=rows.share, **early
                 )
-            sums = _added(sums, {**grads, _LOSS: loss})
-        sums = self.lanes.ranks.sum(sums)
+            sums = grads if early else _added(sums, grads)
+            losses = _added(losses, {_LOSS: loss})
+        if self._overlaps:
+            return sums, self.lanes.ranks.sum(losses)[_LOSS], buffers
+        sums = self.lanes.ranks.sum(sums | losses)
         return sums, sums.pop(_LOSS), buffers
+
+    def _sharded_gradient(
+        self,
+        sharded: Sharded,
+        pieces: Iterable[tuple[Piece, float]],
+        state: tuple[Params, Params],
+        *,
+        training: bool,
+    ) -> tuple[Params, Tensor, Params]:
+        """Return this rank's rows of gradients, the loss [1], and the buffers after the passes.
+
+        Args:
+            sharded: the network.
+            pieces: each with what a mean over it counts for.
+            state: parameters and buffers before the first pass.
+            training: whether these are passes of training; else each begins with those buffers.
+        """
+        params, buffers = state
+        start = {name: buffers[name] for name in self._calls}
+        losses: Params = {}
+        for (x, y, rows), share in pieces:
+            self.lanes.clock.tick(self.lanes.device)
+            with rows_from(rows.start, rows.count):
+                outputs, after = sharded.traced(params, buffers | start, x, training=training)
+                loss = self._losses.mean(outputs, y) * share
+                loss.backward()  # type: ignore[no-untyped-call]
+            buffers = after if training else buffers
+            losses = _added(losses, {_LOSS: loss.detach()})
+        grads = sharded.gradients()
+        for name in self._decayed if self._l2 else ():  # of this rank's rows alone
+            losses[_LOSS] = losses[_LOSS] + self._l2 / 2 * params[name].square().sum()
+            grads[name] = grads[name] + self._l2 * params[name]
+        return grads, self.lanes.ranks.sum(losses)[_LOSS], buffers
 
     def measure(
         self,
@@ -232,13 +274,19 @@ class Network:
             grads = self._mean_gradient(passes, params, buffers)
 
         def one(
-            outputs: Tensor, targets: Tensor, params: Params, grads: Params
+            outputs: Tensor,
+            targets: Tensor,
+            params: Mapping[str, Tensor],
+            grads: Mapping[str, Tensor],
         ) -> dict[str, Tensor]:
             losses = self._penalized(self._losses.rows(outputs, targets), params)
             view = View(outputs, targets, losses, params, grads)
             return {k: v for probe in probes for k, v in probe.measure(view).items()}
 
-        return self.lanes.map(one)(outputs, targets, params, grads)
+        measured = self.lanes.map(one)
+        if self.shards is not None:
+            return measured(outputs, targets, self.shards.whole(params), self.shards.whole(grads))
+        return measured(outputs, targets, params, grads)
 
     def _numbers(self, piece: Piece) -> int:
         """Return the most numbers of one lane's rows of a pass that any rank has."""
@@ -274,7 +322,7 @@ class Network:
         buffers = {name: buffer.clone() for name, buffer in buffers.items()}
         return self._eval(params, buffers, x), buffers
 
-    def _penalized(self, loss: Tensor, params: Params) -> Tensor:
+    def _penalized(self, loss: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         if not self._l2:
             return loss
         squares = torch.stack([params[name].square().sum() for name in self._decayed])
@@ -282,6 +330,10 @@ class Network:
 
     def _mean_gradient(self, passes: Sequence[Piece], params: Params, buffers: Params) -> Params:
         total = sum(piece.rows.total for piece in passes)
+        if self._sharded is not None:
+            shares = [(piece, piece.rows.count / total) for piece in passes]
+            state = params, buffers
+            return self._sharded_gradient(self._sharded, shares, state, training=False)[0]
         sums: Params = {}
         for x, y, rows in passes:
             with rows_from(rows.start, rows.count):
@@ -297,6 +349,16 @@ class Network:
 
 
 _LOSS = ""  # no parameter is called so
+
+
+def _with_last(pieces: Iterable[Piece]) -> Iterator[tuple[Piece, bool]]:
+    """Yield pieces, each with whether it is the last."""
+    rest = iter(pieces)
+    piece = next(rest)
+    for following in rest:
+        yield piece, False
+        piece = following
+    yield piece, True
 
 
 def _added(sums: Params, values: Params) -> Params:

@@ -33,6 +33,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x [N, C, ...] with each channel normalized."""
+        if not self.training and self.track_running_stats:
+            mean, variance = self.running_mean, self.running_var
+            return nn.functional.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
         if x.dtype in (torch.bfloat16, torch.float16):
             return self.forward(x.float()).to(x.dtype)
         axes = [axis for axis in range(x.dim()) if axis != 1]

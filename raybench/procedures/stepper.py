@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from raybench.errors import RaybenchError
 from raybench.lanes import Lanes, Params
 from raybench.optim import ForeignOptimizer, Optimizer
 from raybench.optim.numbers import Rate
+from raybench.procedures.sharded import Shards
 from raybench.ranks import Rows
 
 _ALL = "all"
@@ -28,24 +29,27 @@ class Stepper:
     Args:
         lanes: the runs' lanes.
         optimizers: one for each run, of one class, equal but for Hyper fields.
+        shards: which rows of the weights this rank holds; None for all of them.
 
     Attributes:
         foreign: whether they are `torch.optim` objects, which write in place.
         rule: all of them as one, if they are not.
-        divided: whether each rank holds the state of a part of the weights only.
 
     Raises:
         RaybenchError: its state is to be divided among ranks, and cannot be.
     """
 
-    def __init__(self, lanes: Lanes, optimizers: Sequence[Optimizer]) -> None:
+    def __init__(
+        self, lanes: Lanes, optimizers: Sequence[Optimizer], shards: Shards | None = None
+    ) -> None:
         self._lanes = lanes
+        self._shards = shards
         self._own = list(optimizers)
         first = optimizers[0]
         self.foreign = isinstance(first, ForeignOptimizer)
         self._flat = first.elementwise and not self.foreign
-        self.divided = lanes.ranks.size > 1 and lanes.ranks.shard == "optimizer"
-        if self.divided and (not self._flat or first.sums):
+        self._divided = lanes.ranks.size > 1 and lanes.ranks.shard == "optimizer"
+        if (self._divided or shards) and (not self._flat or first.sums):
             raise RaybenchError(
                 f"optimizer {first.name} does not move each weight on its own, so its state cannot "
                 "be divided among ranks; set resources.shard: none"
@@ -150,10 +154,20 @@ class Stepper:
         return self._lanes.take(state, places)
 
     def plain(self, state: Any) -> Any:
-        """Return what `restored` makes the state of, to be stored beside the weights."""
+        """Return what `restored` makes the state of, to be stored beside the weights.
+
+        Where ranks divide it, it is whole on the first one only.
+        """
         if self.foreign:
             return [each | {"optimizer": each["optimizer"].state_dict()} for each in state[2]]
-        return self._lanes.plain(state[2] if self._flat else state)
+        if not self._flat:
+            return self._lanes.plain(state)
+        params, _, inner = state
+        if self._shards:
+            inner = _of_weights(inner, self._shards.whole_vector)
+        elif self._divided:
+            inner = _of_weights(inner, lambda part: self._whole(part, params))
+        return self._lanes.plain(inner)
 
     def restored(
         self,
@@ -181,8 +195,11 @@ class Stepper:
                 each.update({key: plain[place][key] for key in ("rates", "lr")})
             return state
         self.rule = self._lanes.take(self.rule, places)
-        inner = self._lanes.restored(plain, rows, lifted=lifted)
-        return (params, {_ALL: self._join(params)}, inner) if self._flat else inner
+        if not self._flat:
+            return self._lanes.restored(plain, rows, lifted=lifted)
+        own = self._shards.own_vector if self._shards else self._part
+        inner = _of_weights(self._lanes.restored(plain, rows, lifted=lifted), own)
+        return params, {_ALL: self._part(self._join(params))}, inner
 
     def _update_each(
         self, grads: Params, state: Any, params: Params, factor: float
@@ -198,14 +215,14 @@ class Stepper:
 
     def _part(self, flat: Tensor) -> Tensor:
         """Return the weights that this rank moves: all of them, unless the state is divided."""
-        if not self.divided:
+        if not self._divided:
             return flat
         rows = self._lanes.ranks.part(Rows.all_of(flat.shape[-1]))
         return flat[..., rows.start : rows.stop].clone()  # not to keep the whole
 
     def _whole(self, part: Tensor, like: Params) -> Tensor:
         """Return the weights that all ranks have moved."""
-        if not self.divided:
+        if not self._divided:
             return part
         axes = 1 if self._lanes.lifted else 0
         total = sum(tensor.shape[axes:].numel() for tensor in like.values())
@@ -228,6 +245,16 @@ class Stepper:
             name: part.view(tensor.shape)
             for (name, tensor), part in zip(like.items(), parts, strict=True)
         }
+
+
+def _of_weights(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return the state of a rule that sees all weights as one vector, with such vectors changed."""
+    if not isinstance(state, Mapping):
+        return state
+    return {
+        key: change(value) if key == _ALL else _of_weights(value, change)
+        for key, value in state.items()
+    }
 
 
 def _evaluated(rule: Optimizer, state: Any, params: Params) -> Params:

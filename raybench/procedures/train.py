@@ -236,18 +236,13 @@ class Course:
         """
         recorder.fact("num_params", self.network.num_params)
         epoch, record = self.feed.steps_per_epoch, self._spec.record
-        optimizer = Stepper(self._lanes, self._optimizers)
+        optimizer = Stepper(self._lanes, self._optimizers, self.network.shards)
         self.feed.restart()
         params = masked(params, masks)
         state = optimizer.init(params)
         advance = Advance(self._lanes, self.network, optimizer, self._form)
         first, every = 0, self.end + 1
         if saves is not None:
-            if optimizer.divided:
-                raise RaybenchError(
-                    "each rank holds a part of the optimizer's state, and checkpoints are of the "
-                    "whole: leave out checkpoint, or set resources.shard: none"
-                )
             every = saves.every.resolve(epoch)
             if saved := saves.load():
                 first = saved.step
@@ -296,12 +291,13 @@ class Course:
     ) -> dict[str, Any]:
         """Return all that a step depends on but the configs and seeds, to be stored.
 
-        Orders and noise are not in it: they follow from the seeds and the step.
+        Orders and noise are not in it: they follow from the seeds and the step. What ranks divide
+        is whole on the first of them, which stores it, so any number of ranks can go on from it.
         """
         return {
             "lifted": self._lanes.lifted,
             "members": self._lanes.members,
-            "weights": self._lanes.plain((params, buffers)),
+            "weights": self._lanes.plain((self.network.whole(params), buffers)),
             "optimizer": optimizer,
             "recorder": recorder.plain(),
         }
@@ -320,7 +316,10 @@ class Course:
             return {}, {}, None
         self.feed.take(left)
         lifted = state["lifted"]
-        params, buffers = self._lanes.restored(state["weights"], rows, lifted=lifted)
+        weights, others = state["weights"]
+        keep = self.network.shards.own if self.network.shards else None
+        params = self._lanes.restored(weights, rows, lifted=lifted, keep=keep)
+        buffers = self._lanes.restored(others, rows, lifted=lifted)
         return (
             params,
             buffers,

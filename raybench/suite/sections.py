@@ -249,9 +249,10 @@ class Resources(Spec):
     ranks: int = Field(default=1, ge=1)
     """Processes that share each run, on Ray: each trains its slice of the rows of every batch, and
     gradients are averaged. Results equal those of one process. `cpu` and `gpu` are for each."""
-    shard: Literal["none", "optimizer"] = "none"
+    shard: Literal["none", "optimizer", "full"] = "none"
     """What the ranks of a run divide among them instead of each holding all of it: `optimizer`, the
-    optimizer's state, of rules that move each weight on its own. Weights are on every rank."""
+    optimizer's state (ZeRO stage 1); `full`, weights and gradients too (FSDP2), for models that do
+    not fit in the memory of one process. For rules that move each weight on its own."""
     retries: int = Field(default=3, ge=0)
     """How often a run is tried again after a process died in which it was the only one. Then it is
     in quarantine, and only --lf tries it. The loss of a whole node does not count."""
@@ -264,6 +265,11 @@ class Resources(Spec):
             raise ValueError(
                 f"ranks {self.ranks} with gpu {self.gpu:g}: each rank needs a GPU of its own, so "
                 "write gpu: 1; or ranks: 1, whose runs may share one"
+            )
+        if self.ranks > 1 and self.shard == "full" and self.lanes not in ("auto", 1):
+            raise ValueError(
+                f"lanes {self.lanes} with shard full: it divides the weights of one run at a time; "
+                "leave lanes out"
             )
         for name, own in (("CPU", "cpu"), ("GPU", "gpu")):
             if name in {each.upper() for each in self.custom}:
