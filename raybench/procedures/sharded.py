@@ -7,11 +7,13 @@ of ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054).
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import ctypes
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -21,7 +23,8 @@ from raybench.lanes import Lanes, Params
 from raybench.procedures.bound import Bound
 from raybench.ranks import Ranks
 
-_UNITS = 8  # for each rank: what is whole at a time is about as much as a rank holds, over this
+_UNITS: Final = 8  # for each rank: a unit's weights are about what a rank holds, over this
+_LARGE: Final = 2**22  # bytes of a block of memory that goes back to the system once it is free
 
 
 class Shards:
@@ -114,13 +117,17 @@ class Sharded:
         group = dist.group.WORLD
         assert group is not None
         mesh = DeviceMesh.from_group(group, lanes.device.type)
+        if lanes.device.type == "cpu":
+            _give_back()
         module = module.to(device="meta", dtype=lanes.dtype)
         for part in (*(module.get_submodule(name) for name in units), module):
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
         module.to_empty(device=lanes.device)
         for part in module.modules():
             if isinstance(part, FSDPModule):
-                part.set_gradient_divide_factor(1.0)  # losses are shares of the whole batch's
+                # Plain sums: losses are shares of the whole batch's, and gloo scales nothing.
+                part.set_gradient_divide_factor(1.0)
+                part.set_force_sum_reduction_for_comms(True)
         self._bound = Bound(module, weights=False)
         self._weights = dict(module.named_parameters())
         self._own = {name: _local(weight.detach()) for name, weight in self._weights.items()}
@@ -158,6 +165,16 @@ class Sharded:
         self._bound.module.train(training)
         self._bound.precision = self.precision if training else None
         return self._bound({}, buffers, x)
+
+
+def _give_back() -> None:
+    """Let glibc give large blocks back to the system as soon as they are free.
+
+    It keeps those below 32 MB else, in holes that others seldom fit: gathered weights that come and
+    go have then doubled the memory of a process.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(-3, _LARGE)  # M_MMAP_THRESHOLD
 
 
 def _local(tensor: Tensor) -> Tensor:
