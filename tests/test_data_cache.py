@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from signal import SIGALRM, raise_signal
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +30,7 @@ from raybench.data import Pool, decoding, hub, mapped
 from raybench.data.base import FOLDER
 from raybench.data.decoding import Source, identity
 from raybench.data.hub import Hub
+from raybench.deadline import WallLimit, deadline
 from raybench.rng import Seed
 from raybench.spec import digest
 
@@ -257,6 +259,16 @@ def test_workers_of_ray_share_the_rows(rows: Path, tmp_path: Path) -> None:
     for column in ("run_id", "status", "summary.test.loss"):
         assert here[column].tolist() == there[column].tolist()
     assert set(there["status"]) == {"done"}
+
+
+def test_the_wall_limit_is_not_held_against_a_set(
+    rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", lambda *a, **k: raise_signal(SIGALRM))
+        with pytest.raises(WallLimit), deadline(3600, None):
+            IMAGES.pool(Seed(0))
+    assert len(IMAGES.pool(Seed(0)).x) == 9
 
 
 # Files that are not as they were written.
