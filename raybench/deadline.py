@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import inspect
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,16 +17,25 @@ GRACE_SECONDS: Final = 5.0
 """For Python to answer past a limit, before its process is ended."""
 
 
-class WallLimit(Exception):  # noqa: N818  (reads as the reason it is)
-    """The runs of a group did not end within `limits.wall_s`."""
+_IMPORT: Final = "<frozen importlib._bootstrap"  # the file of an import's own frames begins so
+_AGAIN_SECONDS: Final = 0.1  # after an alarm that rang amid an import
+
+
+class WallLimit(BaseException):
+    """The runs of a group did not end within `limits.wall_s`.
+
+    No `Exception`, because it may be raised anywhere: a library that takes whatever happens for a
+    failure of its own must not take this.
+    """
 
 
 @contextlib.contextmanager
 def deadline(seconds: float | None, dump: int | None) -> Iterator[None]:
     """Raise WallLimit in the body once it has taken `seconds`; None lets it take its time.
 
-    Code that does not come back to Python never notices. A process that may be ended is, a few
-    seconds later, by a thread that needs no interpreter; it leaves a traceback of what hung.
+    An import is left to end first: half a module would stay in the process for later groups. Code
+    that does not come back to Python never notices. A process that may be ended is, a few seconds
+    later, by a thread that needs no interpreter; it leaves a traceback of what hung.
 
     Args:
         seconds: for the body.
@@ -35,8 +45,13 @@ def deadline(seconds: float | None, dump: int | None) -> Iterator[None]:
         yield
         return
 
+    around = _imports(inspect.currentframe())
+
     def late(signum: int, frame: FrameType | None) -> None:
-        raise WallLimit(past_wall(seconds))
+        if _imports(frame) > around:
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+        else:
+            raise WallLimit(past_wall(seconds))
 
     listening = threading.current_thread() is threading.main_thread()  # others hear no signals
     before = signal.signal(signal.SIGALRM, late) if listening else None
@@ -57,3 +72,12 @@ def deadline(seconds: float | None, dump: int | None) -> Iterator[None]:
             signal.signal(signal.SIGALRM, before)
         if dump is not None:
             faulthandler.cancel_dump_traceback_later()
+
+
+def _imports(frame: FrameType | None) -> int:
+    """Return how many of a frame and its callers belong to imports under way."""
+    count = 0
+    while frame is not None:
+        count += frame.f_code.co_filename.startswith(_IMPORT)
+        frame = frame.f_back
+    return count

@@ -19,6 +19,7 @@ from typing import Final
 import torch
 
 from raybench.clock import Clock
+from raybench.deadline import WallLimit
 from raybench.lanes import Compiling, Lanes
 from raybench.plan import Batch
 from raybench.procedures.base import DTYPES
@@ -180,7 +181,7 @@ def _best(
                 clock = timed(waiting[:width], device)
                 # A step's share of the whole: runs of other lengths are compared with it too.
                 known.seconds[width] = clock.seconds() / width / (clock.steps or 1)
-            except Exception as error:  # noqa: BLE001  (the run itself will show it, as its row)
+            except (Exception, WallLimit) as error:  # noqa: BLE001  (the run's row will show it)
                 if is_out_of_memory(error):
                     known.limit = best
                 break

@@ -227,7 +227,7 @@ def _run_group(
     try:
         with deadline(batch.wall_s, journal.dump):
             accounts = _execute(batch, group, saves)
-    except Exception as error:  # noqa: BLE001  (any failure of a run is a row with its reason)
+    except (Exception, WallLimit) as error:  # noqa: BLE001  (any failure of a run is its row)
         ranks.require_all(failed=True)
         if len(group) == 1:
             log = redacted("".join(traceback.format_exception(error)))

@@ -295,7 +295,7 @@ def test_doctor(tmp_path: Path) -> None:
     assert not any(each in answer.stdout + answer.stderr for each in secret.values())
     rows = json.loads(answer.stdout)
     assert {row["ok"] for row in rows} == {"ok"}
-    assert {"torch", "ray", "store", "start Ray"} <= {row["check"] for row in rows}
+    assert {"torch", "ray", "store", "cache", "start Ray"} <= {row["check"] for row in rows}
     assert not any(tmp_path.iterdir())
 
 

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from raybench.cache import CACHE
 from raybench.data import DATA, Data
 from raybench.data import hub as hub_module
 from raybench.data.adapter import FunctionData, adapt
 from raybench.data.augment import augment
-from raybench.data.hub import FOLDER, Hub
+from raybench.data.base import FOLDER
+from raybench.data.hub import Hub
 from raybench.errors import MissingError, Problem, RaybenchError, UnavailableError
 from raybench.lanes import Lanes
 from raybench.rng import Seed, key
@@ -438,6 +440,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "sets"
     folder.mkdir()
     monkeypatch.setenv(FOLDER, str(folder))
+    monkeypatch.setenv(CACHE, str(tmp_path / "rows"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)

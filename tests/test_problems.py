@@ -17,7 +17,7 @@ from torch.nn.functional import conv2d
 from raybench.data import DATA, Pool
 from raybench.data import text as text_module
 from raybench.data.augment import augment, contrasted, saturated, standardise
-from raybench.data.hub import FOLDER
+from raybench.data.base import FOLDER
 from raybench.errors import RaybenchError, UnavailableError
 from raybench.lanes import Lanes
 from raybench.models import MODELS, same

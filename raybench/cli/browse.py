@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from raybench.cli.console import output, print_json, show
+from raybench import cache
+from raybench.cli.console import output, print_json, show, size
 from raybench.cli.suites import bundled, find, launch_files
 from raybench.errors import NothingMatched, RaybenchError, suggest
 from raybench.redact import redacted
@@ -243,6 +244,7 @@ def _checks(store: str) -> Iterator[tuple[str, bool, str]]:
             except RaybenchError as error:
                 yield f"{kind}: {name}", False, str(error)
     yield _check_store(store)
+    yield "cache", True, f"{cache.folder()}, {size(cache.size())}"
     yield _check_ray()
 
 

@@ -73,23 +73,15 @@ def submit(  # noqa: PLR0913  (each is an option of the command)
 
     refuse_past_runs(made)
     cluster = dashboard(address)
-    from raybench.cluster.jobs import FOLDER  # not before: Ray reads how it is set when imported
-
-    path, _ = find(suite)
-    files = [*([] if suite in bundled() and path == bundled()[suite] else [path])]
-    line = ["run", f"{FOLDER}/{path.name}" if files else suite, *(words or ())]
-    line += ["--scale", made.scale] if made.scale else []
-    for file in allow_code or ():
-        files.append(file)
-        line += ["--allow-code", f"{FOLDER}/{file.name}"]
-    line += ["-o", reachable, "--address", "auto", *(["--lf"] if last_failed else [])]
+    more = ["--scale", made.scale] if made.scale else []
+    more += ["-o", reachable, "--address", "auto", *(["--lf"] if last_failed else [])]
     known = {
         "suite": made.name,
         "scale": made.scale,
         "store": reachable,
         "runs": str(len(distinct(made.runs)) + made.num_later),
     }
-    name = cluster.submit(line, files, known)
+    name = cluster.submit(*_travelling(suite, words or (), allow_code or (), more), known)
     if as_json:
         print_json({"job": name, "address": cluster.url, **known})
     else:
@@ -103,6 +95,21 @@ def submit(  # noqa: PLR0913  (each is an option of the command)
             f"stop:    ray job stop {name} --address {cluster.url}",
             markup=False,
         )
+
+
+def _travelling(
+    suite: str, words: Sequence[str], code: Sequence[Path], more: Sequence[str]
+) -> tuple[list[str], list[Path]]:
+    """Return the command line of a job, and the files that it names and that go with it."""
+    from raybench.cluster.jobs import FOLDER  # not before: Ray reads how it is set when imported
+
+    path, _ = find(suite)
+    files = [] if suite in bundled() and path == bundled()[suite] else [path]
+    line = ["run", f"{FOLDER}/{path.name}" if files else suite, *words]
+    for file in code:
+        files.append(file)
+        line += ["--allow-code", f"{FOLDER}/{file.name}"]
+    return [*line, *more], files
 
 
 def _follow(cluster: Jobs, name: str) -> None:

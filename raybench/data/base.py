@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NamedTuple, final
+from typing import ClassVar, Final, Literal, NamedTuple, final
 
 import torch
 from pydantic import Field
@@ -14,6 +14,8 @@ from raybench.errors import RaybenchError
 from raybench.rng import Seed, stream
 from raybench.spec import Hyper, Spec
 
+FOLDER: Final = "RAYBENCH_DATA"
+"""The environment variable that names a folder of sets, looked into before the network."""
 SPLITS = ("train", "valid", "test")
 
 Inputs = Literal["true", "shuffled", "random_pixels", "gaussian"]

@@ -1,32 +1,24 @@
 """Image and tabular classification sets through Hugging Face `datasets`, online or from a folder.
 
-Loading is split in three: `_parts` finds the rows, `_pixels` and `_numbers` make arrays of them,
-`_standardised` puts them on one scale. Only `_parts` knows where a set may come from.
+`_parts` finds the rows, and only it knows where a set may come from; `decoding` makes numbers of
+them, once a machine (`mapped`).
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-import numpy as np
-import pandas as pd
-import torch
-from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
-from raybench.data.base import Data, Pool, Shape
-from raybench.errors import MissingError, RaybenchError, UnavailableError, suggest
+from raybench.data.base import FOLDER, Data, Pool, Shape
+from raybench.data.decoding import Source, decoded, identity
+from raybench.data.mapped import shared
+from raybench.errors import MissingError, RaybenchError, UnavailableError
 from raybench.rng import Seed
-
-FOLDER: Final = "RAYBENCH_DATA"
-"""The environment variable that names a folder of sets, looked into before the network."""
 
 # Descriptions and bounds stand with the types, so that an entry below overrides a default only.
 # A suite may come from a stranger: neither a path, a configuration nor a split may leave its place.
@@ -73,7 +65,8 @@ class Hub(Data):
 
     A folder `$RAYBENCH_DATA/<path>` with the hub's files (or CSV, Parquet, or images in one folder
     a class) is read in place of the network. Images of 8 bits a channel; their transparency is
-    dropped, and if one of them has colour all become RGB. Loaded once per process.
+    dropped, and if one of them has colour all become RGB. Decoded once a machine: its processes
+    share the rows (docs/data.md).
     """
 
     published: ClassVar[Shape | None] = None
@@ -94,10 +87,9 @@ class Hub(Data):
 
     def pool(self, seed: Seed) -> Pool:
         """Return the training part, then the test part."""
-        own = set(Hub.model_fields) - set(Data.model_fields)
         # Equal for all entries and splits that read the same rows, so they share one pool.
-        source = Hub.model_construct(own, **{field: getattr(self, field) for field in own})
-        return _loaded_once(source, os.environ.get(FOLDER))
+        source = Source(**{field: getattr(self, field) for field in Source._fields})
+        return _loaded_once(source, self.layout, os.environ.get(FOLDER))
 
     def shape(self) -> Shape | None:
         """Return the published numbers, if it is the published set."""
@@ -183,38 +175,26 @@ class SVHN(Hub):
     std: Std = (0.1980, 0.2010, 0.1970)
 
 
-_unavailable: dict[tuple[Hub, str | None], str] = {}
+_unavailable: dict[tuple[Source, str | None], str] = {}
 
 
-def _loaded_once(source: Hub, root: str | None) -> Pool:
+def _loaded_once(source: Source, layout: str, root: str | None) -> Pool:
     # Also a failure is kept: without a network each attempt takes the hub's client half a minute.
     if (source, root) in _unavailable:
         raise UnavailableError(_unavailable[source, root])
     try:
-        return _load(source, root)
+        return _load(source, layout, root)
     except UnavailableError as error:
         _unavailable[source, root] = str(error)
         raise
 
 
 @lru_cache(maxsize=4)
-def _load(source: Hub, root: str | None) -> Pool:
+def _load(source: Source, layout: str, root: str | None) -> Pool:
     parts = _parts(source, root)
-    columns = parts[0].features
-    for column in (source.input, source.label):
-        if column is not None and column not in columns:
-            hint = suggest(column, columns)
-            raise RaybenchError(f"data set {source.path!r} has no column {column!r}{hint}")
-    y, classes = _labels(source, parts)
-    num_fit = len(parts[0])
-    rows = _numbers(source, parts) if source.input is None else _pixels(source, parts)
-    x = _standardised(source, torch.from_numpy(rows), num_fit)
-    return Pool(
-        x.flatten(1) if source.layout == "flat" else x,
-        y,
-        classes,
-        test_from=None if source.test_split is None else num_fit,
-    )
+    name = source.path.replace("/", "--")
+    pool = shared(name, identity(source, parts), lambda: decoded(source, parts))
+    return pool._replace(x=pool.x.flatten(1)) if layout == "flat" else pool
 
 
 def _library(path: str) -> Any:
@@ -230,7 +210,7 @@ def _library(path: str) -> Any:
     return datasets
 
 
-def _parts(source: Hub, root: str | None) -> list[Any]:
+def _parts(source: Source, root: str | None) -> list[Any]:
     """Return the training part, and the test part if the set has one, as `datasets.Dataset`s."""
     datasets = _library(source.path)
     splits = [s for s in (source.train_split, source.test_split) if s is not None]
@@ -277,120 +257,3 @@ def _hub_id(path: str) -> str:
 def _line(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
     return text if len(text) <= 300 else text[:300] + "..."
-
-
-def _labels(source: Hub, parts: Sequence[Any]) -> tuple[Tensor, int]:
-    kind = parts[0].features[source.label]
-    if type(kind).__name__ not in ("ClassLabel", "Value"):
-        raise RaybenchError(f"data set {source.path!r}: {source.label!r} holds {kind}, not classes")
-    column = _frame(parts, [source.label])[source.label]
-    names = getattr(kind, "names", None)
-    if column.isna().any() or (names and (column < 0).any()):
-        raise RaybenchError(
-            f"data set {source.path!r}: some rows have no {source.label!r}; "
-            "choose a labelled part with data.train_split and data.test_split"
-        )
-    values = column.to_numpy()
-    if values.dtype.kind == "f" and (values % 1 != 0).any():
-        raise RaybenchError(
-            f"data set {source.path!r}: {source.label!r} holds fractions, not classes; "
-            "a regression set is added as a function (entry point raybench.data)"
-        )
-    distinct, numbers = np.unique(values, return_inverse=True)
-    if names:
-        distinct, numbers = np.array(names), values
-    if len(distinct) < 2:
-        raise RaybenchError(f"data set {source.path!r}: {source.label!r} has a single class")
-    return torch.from_numpy(numbers.astype(np.int64)), len(distinct)
-
-
-def _numbers(source: Hub, parts: Sequence[Any]) -> NDArray[Any]:
-    """Return every column of numbers but the label, float64 [N, columns]."""
-    features = parts[0].features
-    if images := [name for name, kind in features.items() if type(kind).__name__ == "Image"]:
-        raise RaybenchError(
-            f"data set {source.path!r} holds images: set data.input to {images[0]!r}"
-        )
-    columns = [
-        name
-        for name, kind in features.items()
-        # Not a ClassLabel, whose numbers have no order.
-        if name != source.label and type(kind).__name__ == "Value"
-        if kind.dtype.startswith(("int", "uint", "float", "bool"))
-    ]
-    if not columns:
-        raise RaybenchError(f"data set {source.path!r} has no column of numbers to learn from")
-    table = _frame(parts, columns)
-    rows = table.to_numpy(dtype=np.float64, na_value=np.nan)
-    if not np.isfinite(rows).all():
-        holes = [
-            name for name, fine in zip(columns, np.isfinite(rows).all(0), strict=True) if not fine
-        ]
-        raise RaybenchError(
-            f"data set {source.path!r}: missing or infinite values in {', '.join(holes)}; "
-            f"put a cleaned copy under {FOLDER}"
-        )
-    return rows
-
-
-def _frame(parts: Sequence[Any], columns: list[str]) -> pd.DataFrame:
-    tables = [part.select_columns(columns).to_pandas() for part in parts]
-    joined: pd.DataFrame = pd.concat(tables, ignore_index=True)
-    return joined
-
-
-def _pixels(source: Hub, parts: Sequence[Any]) -> NDArray[Any]:
-    """Return the images, float32 [N, channels, height, width] between 0 and 1."""
-    column = source.input
-    kind = parts[0].features[column]
-    if type(kind).__name__ != "Image":
-        raise RaybenchError(
-            f"data set {source.path!r}: {column!r} holds {kind}, not images; "
-            "for a table of numbers leave data.input out"
-        )
-    rows = [_decoded(source, image) for image in chain(*(part[column] for part in parts))]
-    sizes = sorted({row.shape[:2] for row in rows})
-    if len(sizes) > 1:
-        raise RaybenchError(
-            f"data set {source.path!r}: images of {len(sizes)} sizes, from "
-            f"{' x '.join(map(str, sizes[0]))} to {' x '.join(map(str, sizes[-1]))} pixels; "
-            f"put a copy with equal sizes under {FOLDER}"
-        )
-    if any(row.shape[2] == 3 for row in rows):
-        rows = [np.broadcast_to(row, (*row.shape[:2], 3)) for row in rows]
-    return np.stack(rows).transpose(0, 3, 1, 2).astype(np.float32, order="C") / np.float32(255)
-
-
-_GRAY: Final = ("1", "L", "LA")
-_COLOUR: Final = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")
-
-
-def _decoded(source: Hub, image: Any) -> NDArray[np.uint8]:
-    """Return an image as [height, width, 1 or 3]."""
-    mode = getattr(image, "mode", None)
-    if mode in _GRAY:
-        return np.asarray(image.convert("L"))[:, :, None]
-    if mode in _COLOUR:
-        # By way of RGBA, because Pillow warns of a palette that has transparency.
-        return np.asarray((image.convert("RGBA") if "P" in mode else image).convert("RGB"))
-    what = "rows without an image" if image is None else f"images of mode {mode}, not of 8 bits"
-    raise RaybenchError(f"data set {source.path!r}: {source.input!r} has {what}")
-
-
-def _standardised(source: Hub, x: Tensor, num_fit: int) -> Tensor:
-    """Return (x - mean) / std by channel, with what is not given taken from the first rows."""
-    mean, std = source.mean, source.std
-    if mean is None:
-        mean = tuple(float(channel.double().mean()) for channel in x[:num_fit].unbind(1))
-    if std is None:
-        found = (float(channel.double().std(correction=0)) for channel in x[:num_fit].unbind(1))
-        std = tuple(value or 1.0 for value in found)  # a constant channel is only centred
-    scale = []
-    for name, numbers in (("mean", mean), ("std", std)):
-        if len(numbers) not in (1, x.shape[1]):
-            raise RaybenchError(
-                f"data set {source.path!r}: data.{name} has {len(numbers)} numbers "
-                f"for {x.shape[1]} channels"
-            )
-        scale.append(torch.tensor(numbers, dtype=x.dtype).view(-1, *[1] * (x.dim() - 2)))
-    return ((x - scale[0]) / scale[1]).float()

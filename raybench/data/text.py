@@ -22,8 +22,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from raybench.data.base import Data, Pool
-from raybench.data.hub import FOLDER
+from raybench.data.base import FOLDER, Data, Pool
 from raybench.errors import RaybenchError, UnavailableError
 from raybench.rng import Seed
 

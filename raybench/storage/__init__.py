@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
 from raybench.errors import UsageError
-from raybench.storage.bucket import CACHE, Bucket
+from raybench.storage.bucket import Bucket
 from raybench.storage.folder import Storage
 
 Root: TypeAlias = Path | str
@@ -70,4 +70,4 @@ def _checked(url: str) -> str:
     return url
 
 
-__all__ = ["CACHE", "Bucket", "Root", "Storage", "at", "below"]
+__all__ = ["Bucket", "Root", "Storage", "at", "below"]

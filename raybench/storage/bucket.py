@@ -15,11 +15,10 @@ from typing import Any, Final, TypeVar
 
 from pyarrow import fs
 
+from raybench import cache
 from raybench.errors import UnavailableError
 from raybench.storage.folder import Storage, passing, said
 
-CACHE: Final = "RAYBENCH_CACHE"
-"""The environment variable that names the folder in which stores at URLs are mirrored."""
 _REFUSED: Final = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_", "SIGNATURE_", "UNRECOGNIZED_CL")
 """Answers of a server that stay as they are: rights, names and keys."""
 _FETCHES: Final = 16  # files at a time
@@ -40,7 +39,7 @@ class Bucket(Storage):
 
     def __init__(self, url: str) -> None:
         name = hashlib.sha256(url.encode()).hexdigest()[:16]
-        super().__init__(_cache() / "stores" / name)
+        super().__init__(cache.folder() / "stores" / name)
         self.label = self.root = url
         self._opened: tuple[Any, str] | None = None
 
@@ -219,8 +218,3 @@ def _same(path: Path, info: Any) -> bool:
     # as its original may be of an earlier writing, and is fetched once more.
     settled = own.st_ctime - own.st_mtime > _UNSETTLED
     return settled and (own.st_size, own.st_mtime_ns) == (info.size, info.mtime_ns)
-
-
-def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(CACHE) or Path(home) / "raybench").absolute()
