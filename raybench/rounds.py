@@ -214,7 +214,7 @@ class Rounds:
 
         def on_progress(progress: Progress) -> None:
             nonlocal behind
-            if self._only_waits(progress):
+            if self._only_waits(progress, known):
                 return
             if progress.excused:
                 excused.add(progress.batch_id)
@@ -254,14 +254,21 @@ class Rounds:
         self._fail(given_up)
         return again
 
-    def _only_waits(self, progress: Progress) -> bool:
-        """Pass on that a batch waits for a node; UnavailableError if the store took no rows."""
+    def _only_waits(self, progress: Progress, known: Collection[str]) -> bool:
+        """Pass on that a batch waits for a node, or begins again since its own was lost.
+
+        Raises:
+            UnavailableError: the store took no rows.
+        """
         if progress.unstored:
             raise UnavailableError(progress.unstored)
         self.journals.tell(progress.waiting)
         if progress.waiting:
             self.watcher.update(progress)
-        return bool(progress.waiting)
+        begins_again = progress.excused and not progress.finished
+        if begins_again:
+            self.journals.forgive([progress.batch_id], known)
+        return begins_again or bool(progress.waiting)
 
     def _batches(self, runs: Sequence[Planned]) -> list[Batch]:
         made = batches(
