@@ -297,7 +297,7 @@ def _read(path: Path) -> Death | None:
         try:
             facts |= json.loads(line)
         except ValueError:
-            log = "\n".join(lines[place:])[-_LOG:]
+            log = "\n".join(lines[place:])
             break
     if not facts.get("count"):
         return None
@@ -306,7 +306,8 @@ def _read(path: Path) -> Death | None:
     reason = past_wall(facts["wall_s"]) if slow else ""
     if log.startswith(_CRASH):
         reason = f"the process crashed: {log.splitlines()[0].removeprefix(_CRASH)}"
-    return Death(path.name, facts["batch"], tuple(run_ids), facts["engine"], reason, log, slow)
+    kept = log[-_LOG:]  # it may tell of many threads
+    return Death(path.name, facts["batch"], tuple(run_ids), facts["engine"], reason, kept, slow)
 
 
 def past_wall(seconds: float) -> str:

@@ -47,6 +47,8 @@ from raybench.work import run_batch
 
 _POLL: Final = 0.2  # seconds between looks at what has become of the trainers
 _APART: Final = 60.0  # seconds that a rank waits for the others at the end of a group
+_LOST: Final = "the worker process of a rank died with its node"
+_TAKEN: Final = "the node of a rank is being taken away (spot preemption, or scaled down)"
 _DEAD: Final = re.compile(r"actor (is dead|died)|worker process has died|ActorDiedError")
 _MOST: Final = 16  # trainers at a time: each has a controller on the driver's machine
 _AHEAD: Final = 4  # of which wait for nodes: so much is an autoscaler told at a time
@@ -206,7 +208,7 @@ class Gangs:
         if error is None or (gang.nodes or gang.before) - set(placement.nodes()):
             del self._under_way[batch_id]
             self._to_do.appendleft(gang.batch)
-            self.report(Progress(batch_id, excused=True))
+            self.report(Progress(batch_id, excused=True, broken=_LOST if error else _TAKEN))
         elif now >= gang.sure_at:
             del self._under_way[batch_id]
             self.report(Progress(batch_id, finished=True, broken=_cause(error)))
