@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Final
 
-from raybench.journal import past_wall
+from raybench.journal import Journal, past_wall
 
 GRACE_SECONDS: Final = 5.0
 """For Python to answer past a limit, before its process is ended."""
@@ -30,16 +30,18 @@ class WallLimit(BaseException):
 
 
 @contextlib.contextmanager
-def deadline(seconds: float | None, dump: int | None) -> Iterator[None]:
+def deadline(seconds: float | None, journal: Journal) -> Iterator[None]:
     """Raise WallLimit in the body once it has taken `seconds`; None lets it take its time.
 
-    An import is left to end first: half a module would stay in the process for later groups. Code
-    that does not come back to Python never notices. A process that may be ended is, a few seconds
-    later, by a thread that needs no interpreter; it leaves a traceback of what hung.
+    Only the main thread hears the alarm, and an import is left to end first: half a module would
+    stay in the process for later groups. Of a body in another thread (a rank's) the process is
+    ended, if it may be, and the journal tells why. Code that does not come back to Python never
+    notices either. A process that may be ended is then, a few seconds later, by a thread that needs
+    no interpreter; it leaves a traceback of what hung.
 
     Args:
         seconds: for the body.
-        dump: the file descriptor for the traceback; None if the process is not to be ended.
+        journal: of the batch; where it has no file for tracebacks, the process is not ended.
     """
     if seconds is None:
         yield
@@ -53,12 +55,17 @@ def deadline(seconds: float | None, dump: int | None) -> Iterator[None]:
         else:
             raise WallLimit(past_wall(seconds))
 
-    listening = threading.current_thread() is threading.main_thread()  # others hear no signals
+    dump = journal.dump
+    listening = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGALRM, late) if listening else None
+    timer = threading.Timer(seconds, journal.late)
+    timer.daemon = True
     if dump is not None:
         faulthandler.dump_traceback_later(
             seconds + min(seconds, GRACE_SECONDS), exit=True, file=dump
         )
+        if not listening:
+            timer.start()
     try:
         try:
             if listening:
@@ -68,6 +75,7 @@ def deadline(seconds: float | None, dump: int | None) -> Iterator[None]:
             if listening:
                 signal.setitimer(signal.ITIMER_REAL, 0)
     finally:  # also if the alarm rang inside of the one above
+        timer.cancel()
         if listening:
             signal.signal(signal.SIGALRM, before)
         if dump is not None:

@@ -10,8 +10,9 @@ runs. What Python has to say about a crash (the traceback of a segmentation faul
 past the wall limit) is written to the same file.
 
 Of a store at a URL the files lie in its mirror on the worker's machine, and are sent before each
-group; a traceback stays on that machine. There is no lock there: a session lives as long as its
-driver renews its object `lock` (see `pulse`) or, on the same machine, holds the file.
+group; a traceback stays on that machine, unless a rank leaves it that is past its wall limit. There
+is no lock there: a session lives as long as its driver renews its object `lock` (see `pulse`) or,
+on the same machine, holds the file.
 """
 
 from __future__ import annotations
@@ -108,15 +109,36 @@ class Journal:
         if self._file is not None:
             self._write({"count": 0})
 
-    def close(self) -> None:
-        """Remove the file: the batch has ended without a death."""
+    def late(self) -> None:
+        """Leave a traceback as of a process past the wall limit, also in a store at a URL, and die.
+
+        For a thread beside the one that is late.
+        """
+        if self.dump is None:
+            return
+        faulthandler.cancel_dump_traceback_later()
+        os.write(self.dump, f"{_TIMEOUT}limits.wall_s)!\n".encode())
+        faulthandler.dump_traceback(self.dump)
+        if self._sent:
+            with contextlib.suppress(UnavailableError):
+                self._sent.push(self._path)
+        os._exit(1)
+
+    def leave(self) -> None:
+        """Let the file stay, as if this process had died with the runs in flight."""
         if self._file is None:
             return
         if self.dump is not None:
             faulthandler.enable(_STDERR, all_threads=False)  # before the descriptor is another's
         os.close(self._file)
-        self._path.unlink(missing_ok=True)
         self._file = self.dump = None
+
+    def close(self) -> None:
+        """Remove the file: the batch has ended without a death."""
+        if self._file is None:
+            return
+        self.leave()
+        self._path.unlink(missing_ok=True)
         if self._sent:
             with contextlib.suppress(UnavailableError):  # it goes with its session at the latest
                 self._sent.remove(self._path)
@@ -188,9 +210,13 @@ class Journals:
 
     def forgive(self, batch_ids: Collection[str], known: Collection[str]) -> None:
         """Forget the deaths of batches that died with their node, but for those in `known`."""
-        for path in self._folder.glob("*.jsonl"):
-            if path.name not in known and path.name.rpartition("-")[0] in batch_ids:
-                path.unlink(missing_ok=True)
+        if not batch_ids:
+            return
+        here = {path.name for path in self._folder.glob("*.jsonl")}
+        for name in (here | self._storage.names(self._folder)) - set(known):
+            batch_id, _, rest = name.rpartition("-")
+            if batch_id in batch_ids and rest.endswith(".jsonl"):
+                self._storage.remove(self._folder / name)
 
     def tell(self, waiting: str) -> None:
         """Leave a message for `status` while batches wait for a node; empty: they do not."""
@@ -271,7 +297,7 @@ def _read(path: Path) -> Death | None:
         try:
             facts |= json.loads(line)
         except ValueError:
-            log = "\n".join(lines[place:])[-_LOG:]
+            log = "\n".join(lines[place:])
             break
     if not facts.get("count"):
         return None
@@ -280,7 +306,8 @@ def _read(path: Path) -> Death | None:
     reason = past_wall(facts["wall_s"]) if slow else ""
     if log.startswith(_CRASH):
         reason = f"the process crashed: {log.splitlines()[0].removeprefix(_CRASH)}"
-    return Death(path.name, facts["batch"], tuple(run_ids), facts["engine"], reason, log, slow)
+    kept = log[-_LOG:]  # it may tell of many threads
+    return Death(path.name, facts["batch"], tuple(run_ids), facts["engine"], reason, kept, slow)
 
 
 def past_wall(seconds: float) -> str:

@@ -17,8 +17,9 @@ class Progress:
         statuses: how many of its runs have newly been stored, by status.
         reasons: why runs failed, by first line.
         finished: whether the batch has ended.
-        broken: why it ended before all of its runs had a row; else empty.
-        excused: whether it broke through no fault of its runs: its node was lost.
+        broken: why it ended, or began again, before all of its runs had a row; else empty.
+        excused: whether it broke through no fault of its runs: its node was lost. If it has not
+            ended, it begins again by itself.
         waiting: what it waits for, if it has not begun because no node has room for it.
         unstored: why the store did not take its rows, which ends the suite; else empty.
         lanes: how its runs were fused.

@@ -214,22 +214,19 @@ class Rounds:
 
         def on_progress(progress: Progress) -> None:
             nonlocal behind
-            if self._only_waits(progress):
+            behind += by_id[progress.batch_id].seconds * progress.statuses.total()
+            progress.share = behind / expected
+            if self._only_waits(progress, known):
                 return
             if progress.excused:
                 excused.add(progress.batch_id)
-            behind += by_id[progress.batch_id].seconds * progress.statuses.total()
-            progress.share = behind / expected
             if progress.finished:
                 del broken[progress.batch_id]
                 if not progress.broken:  # a batch that is tried again goes on from its own part
                     compactor.add(progress.batch_id)
             if progress.broken:
                 broken[progress.batch_id] = progress.broken
-                told = Progress(
-                    progress.batch_id, reasons=Counter([progress.broken]), share=progress.share
-                )
-                self.watcher.update(replace(told, finished=True))
+                self._tell(progress)
             else:
                 self.watcher.update(progress)
             self._tally(progress.reasons)
@@ -254,14 +251,28 @@ class Rounds:
         self._fail(given_up)
         return again
 
-    def _only_waits(self, progress: Progress) -> bool:
-        """Pass on that a batch waits for a node; UnavailableError if the store took no rows."""
+    def _only_waits(self, progress: Progress, known: Collection[str]) -> bool:
+        """Pass on that a batch waits for a node, or begins again since its own was lost.
+
+        Raises:
+            UnavailableError: the store took no rows.
+        """
         if progress.unstored:
             raise UnavailableError(progress.unstored)
         self.journals.tell(progress.waiting)
         if progress.waiting:
             self.watcher.update(progress)
-        return bool(progress.waiting)
+        begins_again = progress.excused and not progress.finished
+        if begins_again:
+            self.journals.forgive([progress.batch_id], known)
+            self._tell(progress)
+        return begins_again or bool(progress.waiting)
+
+    def _tell(self, broken: Progress) -> None:
+        """Pass on how a batch broke, which is not a failure of its runs yet."""
+        reasons = Counter([broken.broken])
+        told = Progress(broken.batch_id, reasons=reasons, finished=True, share=broken.share)
+        self.watcher.update(told)
 
     def _batches(self, runs: Sequence[Planned]) -> list[Batch]:
         made = batches(

@@ -32,7 +32,7 @@ from raybench.lanes import Lanes
 from raybench.plan import PIECES, Batch, pieces
 from raybench.procedures.base import DTYPES
 from raybench.progress import Progress
-from raybench.ranks import Ranks
+from raybench.ranks import Ranks, RanksApart
 from raybench.record import Account, Recorder, summary
 from raybench.redact import redacted
 from raybench.schema import arrays_table, joined, metrics_table, runs_table
@@ -117,6 +117,9 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
                 flushed = time.monotonic()
                 yield progress
                 progress = Progress(batch.batch_id)
+    except RanksApart:
+        journal.leave()  # this rank cannot go on either: what was in flight has died
+        raise
     finally:
         # Also on Ctrl-C: what has been computed is kept.
         try:
@@ -133,7 +136,7 @@ def _next_group(batch: Batch, waiting: Sequence[Planned], journal: Journal) -> S
     """Return the runs that are trained next, as many as measuring says."""
     journal.begin(_ids(waiting))  # measuring lanes carries out their first steps
     try:
-        with deadline(batch.wall_s, journal.dump):
+        with deadline(batch.wall_s, journal):
             width = sizing.lanes(batch, waiting, sizing.device_for(batch))
     except WallLimit:
         width = 1  # the run itself will show it, as its row
@@ -225,7 +228,7 @@ def _run_group(
     journal.begin(_ids(group))
     saves = keeper.saves(group)
     try:
-        with deadline(batch.wall_s, journal.dump):
+        with deadline(batch.wall_s, journal):
             accounts = _execute(batch, group, saves)
     except (Exception, WallLimit) as error:  # noqa: BLE001  (any failure of a run is its row)
         ranks.require_all(failed=True)

@@ -31,6 +31,7 @@ from raybench.data.base import FOLDER
 from raybench.data.decoding import Source, identity
 from raybench.data.hub import Hub
 from raybench.deadline import WallLimit, deadline
+from raybench.journal import Journal
 from raybench.rng import Seed
 from raybench.spec import digest
 
@@ -266,7 +267,7 @@ def test_the_wall_limit_is_not_held_against_a_set(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(datasets, "load_dataset", lambda *a, **k: raise_signal(SIGALRM))
-        with pytest.raises(WallLimit), deadline(3600, None):
+        with pytest.raises(WallLimit), deadline(3600, Journal(None, "batch", [], "in-process")):
             IMAGES.pool(Seed(0))
     assert len(IMAGES.pool(Seed(0)).x) == 9
 

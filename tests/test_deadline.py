@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from raybench.deadline import WallLimit, deadline
+from raybench.journal import Journal
 
 LONG = 3600  # seconds; no test waits for it
+NOWHERE = Journal(None, "batch", [], "in-process")
 
 
 @pytest.fixture
@@ -38,12 +40,12 @@ def ring() -> None:
 
 
 def test_the_alarm_ends_the_body() -> None:
-    with pytest.raises(WallLimit, match="still going after 3600 s"), deadline(LONG, None):
+    with pytest.raises(WallLimit, match="still going after 3600 s"), deadline(LONG, NOWHERE):
         ring()
 
 
 def test_a_library_cannot_take_it_for_a_failure_of_its_own() -> None:
-    with pytest.raises(WallLimit), deadline(LONG, None):
+    with pytest.raises(WallLimit), deadline(LONG, NOWHERE):
         try:
             ring()
         except Exception as error:
@@ -56,7 +58,7 @@ def test_an_import_is_left_to_end_first(folder: Path) -> None:
         "import signal\nsignal.raise_signal(signal.SIGALRM)\nwhole = True\n"
     )
     seen = []
-    with pytest.raises(WallLimit), deadline(LONG, None):
+    with pytest.raises(WallLimit), deadline(LONG, NOWHERE):
         seen.append(importlib.import_module("late_outer").whole)
         time.sleep(LONG)  # until it rings again
     assert seen == [True]
@@ -66,9 +68,10 @@ def test_a_body_that_is_itself_imported_is_ended(folder: Path) -> None:
     (folder / "a_study.py").write_text(
         "import signal\n"
         "from raybench.deadline import WallLimit, deadline\n"
+        "from raybench.journal import Journal\n"
         "ended = False\n"
         "try:\n"
-        f"    with deadline({LONG}, None):\n"
+        f"    with deadline({LONG}, Journal(None, 'batch', [], 'in-process')):\n"
         "        signal.raise_signal(signal.SIGALRM)\n"
         "except WallLimit:\n"
         "    ended = True\n"

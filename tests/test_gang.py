@@ -7,6 +7,7 @@ that descend from this one are ever ended.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 import time
@@ -29,13 +30,14 @@ from raybench.suite import Suite, load, parse
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-# It takes its time, so that there is some to end a process in. By its rate it fails, or ends its
-# process itself.
+# It takes its time, so that there is some to end a process in. By its rate it fails, hangs on one
+# of the ranks, or ends that one's process.
 CODE = '''\
 import os
 import time
 
 import torch
+import torch.distributed as dist
 
 
 class Patient(torch.optim.SGD):
@@ -45,10 +47,13 @@ class Patient(torch.optim.SGD):
         super().__init__(params, lr=lr, momentum=0.9)
 
     def step(self, closure=None):
-        if self.param_groups[0]["lr"] > 2:
-            os.kill(os.getpid(), 9)
-        if self.param_groups[0]["lr"] > 1:
+        lr = self.param_groups[0]["lr"]
+        if 1 < lr < 2:
             raise ValueError("this rate is too high")
+        if 2 < lr < 3 and dist.get_rank() == 1:
+            os.kill(os.getpid(), 9)
+        if 3 < lr and dist.get_rank() == 1:
+            time.sleep(1000)
         time.sleep(0.05)
         return super().step(closure)
 '''
@@ -182,65 +187,104 @@ def test_resnet_follows_one_process_alone(
     pd.testing.assert_frame_equal(alone, whole, rtol=0, atol=1e-5)
 
 
-def test_a_killed_rank_takes_nothing_with_it(on_ray: Executor, tmp_path: Path) -> None:
-    overrides = {
-        **LARGE,
-        "model": {"name": "mlp", "width": 5},
-        "optimizer": {"name": "patient:Patient"},
-        "optimizer.lr": 0.05,
-        "checkpoint": {"every": "5it", "keep": 1},
-    }
-    carried_out(tmp_path / "whole", LocalExecutor(), {**overrides, **ALONE})
+KILLED = {
+    **LARGE,
+    "model": {"name": "mlp", "width": 5},
+    "optimizer": {"name": "patient:Patient"},
+    "optimizer.lr": 0.05,
+    "checkpoint": {"every": "5it", "keep": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("whole")
+    carried_out(root, LocalExecutor(), {**KILLED, **ALONE})
+    return root
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_killed_rank_takes_nothing_with_it(
+    seed: int, on_ray: Executor, undisturbed: Path, tmp_path: Path
+) -> None:
+    chance = random.Random(seed)
+    step, later, which = 5 * chance.randint(0, 7), chance.uniform(0, 0.3), chance.randint(0, 1)
     killed: list[int] = []
 
     def kill() -> None:
-        while not checkpoints(tmp_path / "broken"):
-            time.sleep(0.05)
-        time.sleep(0.4)
-        killed.append(_worker())
+        while not journals(tmp_path) or _step(tmp_path) < step:
+            time.sleep(0.02)
+        time.sleep(later)
+        killed.append(_workers()[which])
         os.kill(killed[0], signal.SIGKILL)
 
     thread = threading.Thread(target=kill)
     thread.start()
-    outcome = carried_out(tmp_path / "broken", on_ray, overrides)
+    watch = Watch()
+    outcome = carried_out(tmp_path, on_ray, KILLED, watch)
     thread.join()
     assert killed
+    assert len(broken(watch)) == 1
     assert outcome.statuses == {"done": 1}
-    pd.testing.assert_frame_equal(
-        curves(tmp_path / "broken"), curves(tmp_path / "whole"), rtol=0, atol=1e-10
-    )
-    assert set(curves(tmp_path / "broken")["step"]) == set(range(51))
-    assert not checkpoints(tmp_path / "broken")
+    pd.testing.assert_frame_equal(curves(tmp_path), curves(undisturbed), rtol=0, atol=1e-10)
+    assert set(curves(tmp_path)["step"]) == set(range(51))
+    assert not checkpoints(tmp_path)
 
 
-def test_a_run_that_fails_or_kills_its_ranks_is_a_row(on_ray: Executor, tmp_path: Path) -> None:
-    overrides = {
-        **LARGE,
-        "model": {"name": "mlp", "width": 5},
+def by_rate(*lr: float) -> dict[str, Any]:
+    """Return a suite whose runs of two ranks are one batch."""
+    return {
+        "model": KILLED["model"],
         "optimizer.name": "patient:Patient",
         "steps": "25it",
-        "sweep": [
-            {"optimizer.lr": [0.05, 1.5, 2.5]},
-            {"cases": {"large": {"resources": {"ranks": 2}}}, "as": "size"},
-        ],
-        "resources.retries": 1,
+        "sweep": [{"optimizer.lr": list(lr)}],
+        "resources": {"ranks": 2, "retries": 1, "batch": len(lr)},
     }
-    assert carried_out(tmp_path, on_ray, overrides).statuses == {"done": 1, "failed": 2}
+
+
+def reasons(root: Path) -> pd.Series:
+    return results.table(root).set_index("config.optimizer.lr")["reason"]
+
+
+def test_a_run_that_fails_or_kills_a_rank_is_a_row(on_ray: Executor, tmp_path: Path) -> None:
+    outcome = carried_out(tmp_path, on_ray, by_rate(2.5, 0.05, 1.5))
+    assert outcome.statuses == {"done": 1, "failed": 2}
     assert set(results.table(tmp_path)["ranks"].dropna()) == {2}
-    reasons = results.table(tmp_path).set_index("config.optimizer.lr")["reason"]
-    assert reasons[1.5].startswith("ValueError: this rate is too high")
-    assert reasons[2.5].startswith("quarantined after 2 tries: the worker process of rank")
+    assert reasons(tmp_path)[1.5].startswith("ValueError: this rate is too high")
+    assert reasons(tmp_path)[2.5].startswith("quarantined after 2 tries: ")
+
+
+def test_a_rank_that_hangs_is_tried_once(on_ray: Executor, tmp_path: Path) -> None:
+    watch = Watch()
+    overrides = {**by_rate(0.05, 3.5, 0.06), "limits.wall_s": 20}
+    assert carried_out(tmp_path, on_ray, overrides, watch).statuses == {"done": 2, "failed": 1}
+    assert reasons(tmp_path)[3.5] == "wall limit: still going after 20 s (limits.wall_s)"
+    assert len(broken(watch)) == 1
+    log = results.table(tmp_path).set_index("config.optimizer.lr")["log"][3.5]
+    assert "distributed_c10d.py" in log  # where the first rank waited for the other
 
 
 def test_more_ranks_than_cores_are_refused(on_ray: Executor, tmp_path: Path) -> None:
-    with pytest.raises(
-        UnavailableError, match="room for 2 of the 3 ranks of a batch: each needs 1 CPU"
-    ):
+    with pytest.raises(UnavailableError, match="each of the 3 ranks of a batch needs 1 CPU"):
         carried_out(tmp_path, on_ray, {**RESNET, "resources.ranks": 3})
 
 
-def _worker() -> int:
-    """Return the process of a rank: a worker of Ray Train that descends from this process."""
+def broken(watch: Watch) -> list[Progress]:
+    """Return how batches broke that were tried again."""
+    return [each for each in watch.seen if each.reasons and not each.statuses]
+
+
+def journals(root: Path) -> list[Path]:
+    return list((root / "gang" / "journal").glob("*/*.jsonl"))
+
+
+def _step(root: Path) -> int:
+    """Return how far the checkpoints go."""
+    return max((int(path.stem.removeprefix("step-")) for path in checkpoints(root)), default=0)
+
+
+def _workers() -> list[int]:
+    """Return the processes of the ranks: workers of Ray Train that descend from this process."""
     parents: dict[int, int] = {}
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -256,4 +300,4 @@ def _worker() -> int:
     def ours(pid: int) -> bool:
         return pid == os.getpid() or (pid > 1 and ours(parents.get(pid, 0)))
 
-    return max(pid for pid in found if ours(pid))
+    return sorted(pid for pid in found if ours(pid))

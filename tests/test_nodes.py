@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,42 @@ sweep: [{optimizer.lr: [0.01, 0.02, 0.03, 0.04]}]
 seeds: 500
 resources: {lanes: 5, batch: 25}
 """
+# It takes its time, so that there is some to lose a node in.
+SLOW = '''\
+import time
+
+import torch
+
+
+class Slow(torch.optim.SGD):
+    """A slow optimizer."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr=lr, momentum=0.9)
+
+    def step(self, closure=None):
+        time.sleep(0.05)
+        return super().step(closure)
+'''
+SHARED = """\
+version: 1
+name: many
+base:
+  procedure: train
+  dtype: float64
+  data: {name: teacher_student, dim: 4, train: 16, valid: 0, test: 8}
+  model: {name: mlp, width: 2}
+  optimizer: {name: "slow:Slow", lr: 0.01}
+  steps: 60it
+  batch_size: 8
+  record: {at: {every: 1it}, on: [train, test]}
+sweep: [{optimizer.lr: [0.01, 0.02, 0.03, 0.04]}]
+resources: {ranks: 2, lanes: 1, batch: 16, retries: 0}
+checkpoint: {every: 5it}
+"""
+
+
+RUN = [sys.executable, "-m", "raybench", "run", "many.yaml", "--allow-code", "slow.py"]
 
 
 class Nodes:
@@ -75,9 +112,10 @@ class Nodes:
     def close(self) -> None:
         self._process.communicate(timeout=120)
 
-    def run(self, folder: Path, *words: str) -> subprocess.Popen[str]:
-        (folder / "many.yaml").write_text(SUITE)
-        command = [sys.executable, "-m", "raybench", "run", "many.yaml", *words]
+    def run(self, folder: Path, *words: str, suite: str = SUITE) -> subprocess.Popen[str]:
+        (folder / "many.yaml").write_text(suite)
+        (folder / "slow.py").write_text(SLOW)
+        command = [*RUN, *words]
         return subprocess.Popen(
             [*command, "--address", self.address], cwd=folder, env=self.env,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -192,3 +230,81 @@ def test_a_batch_waits_for_the_node_that_it_needs(nodes: Nodes, tmp_path: Path) 
     assert "a batch needs 1 CPU + 1 gadget on one node" in said
     assert "no node has it" in said
     assert len(results.table(tmp_path / "results", "many")) == 20
+
+
+# Runs of several ranks.
+
+
+def as_if_in_one_process(folder: Path, count: int, *words: str) -> None:
+    frame = results.table(folder / "results", "many")
+    assert len(frame) == frame["run_id"].nunique() == len(stored(folder / "results")) == count
+    assert set(frame["status"]) == {"done"}
+    assert set(frame["ranks"]) == {2}
+    command = [*RUN, "-o", "alone", "--in-process", "resources.ranks=1", *words]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    there = metrics(folder / "alone")
+    pd.testing.assert_frame_equal(metrics(folder / "results"), there, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_ranks_that_lose_a_node_go_on_elsewhere(seed: int, nodes: Nodes, tmp_path: Path) -> None:
+    chance = random.Random(seed)
+    for _ in range(3):
+        nodes("add", 1)
+    driver = nodes.run(tmp_path, suite=SHARED)
+    saved = tmp_path / "results" / "many" / "checkpoints"
+    while driver.poll() is None and not list(saved.glob("*/step-*.pt")):
+        time.sleep(0.1)
+    time.sleep(chance.uniform(0, 6))
+    assert driver.poll() is None
+    used = nodes("used")
+    assert len(used) == 2
+    nodes("kill", chance.choice(used))
+    said, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, said
+    assert "died with its node" in said, said
+    as_if_in_one_process(tmp_path, 4)
+
+
+def test_ranks_leave_a_node_that_will_be_gone(nodes: Nodes, tmp_path: Path) -> None:
+    for _ in range(3):
+        nodes("add", 1)
+    driver = nodes.run(tmp_path, "seeds=2", suite=SHARED)
+    until(1, driver, tmp_path / "results")
+    nodes("drain", nodes("used")[0])
+    said, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, said
+    assert "the node of a rank is being taken away" in said, said
+    as_if_in_one_process(tmp_path, 8, "seeds=2")
+
+
+def test_ranks_wait_for_the_nodes_that_they_need(nodes: Nodes, tmp_path: Path) -> None:
+    nodes("add", 1)
+    driver = nodes.run(
+        tmp_path,
+        "sweep=[{cases: {one: {model.width: 3, resources: {ranks: 1}}, two: {}}, as: size}]",
+        "seeds=4",
+        suite=SHARED,
+    )
+
+    def until_it(holds: Callable[[], bool]) -> None:
+        while driver.poll() is None and not holds():
+            time.sleep(0.2)
+        assert driver.poll() is None, driver.communicate()
+
+    waits = tmp_path / "results" / "many" / "journal"
+    until_it(lambda: nodes("demand").count({"CPU": 1.0}) == 2)
+    until(4, driver, tmp_path / "results")  # all that one process can do
+    until_it(lambda: bool(list(waits.glob("*/waiting"))))
+    asked = [sys.executable, "-m", "raybench", "status", "results"]
+    told = subprocess.run(asked, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "each of the 2 ranks of a batch needs 1 CPU on one node" in told.stdout
+    assert "which is room for 1 (too few nodes have it)" in told.stdout
+    nodes("add", 1)
+    until_it(lambda: not list(waits.glob("*/waiting")))
+    said, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 0, said
+    assert "waiting for a node: each of the 2 ranks" in said
+    frame = results.table(tmp_path / "results", "many")
+    assert dict(frame["ranks"].value_counts()) == {1: 4, 2: 4}
+    assert set(frame["status"]) == {"done"}

@@ -374,6 +374,58 @@ def test_a_death_on_another_machine_is_seen_and_a_dead_session_taken_over(
     assert own.names(own.folder / "tiny" / "journal" / journals.session) == set()
 
 
+RANK = """\
+import sys
+import threading
+import time
+
+from raybench.deadline import deadline
+from raybench.journal import Journal, folder_of
+from raybench.storage import at
+
+
+def carry_out():
+    storage = at(sys.argv[1])
+    folder = folder_of(storage.folder / "tiny", sys.argv[2])
+    journal = Journal(folder, "b1", ["a", "b"], "ray", 0.5, storage)
+    journal.begin(["b"])
+    with deadline(0.5, journal):
+        time.sleep(60)
+
+
+threading.Thread(target=carry_out).start()
+"""
+
+
+def test_a_rank_past_its_wall_limit_tells_other_machines(url: str, tmp_path: Path) -> None:
+    own = at(url)
+    journals = Journals(own.folder / "tiny" / "journal", own)
+    there = {**os.environ, "RAYBENCH_CACHE": str(tmp_path / "other")}
+    words = [sys.executable, "-c", RANK, url, journals.session]
+    assert subprocess.run(words, env=there, check=False).returncode == 1
+    (death,) = journals.deaths()
+    assert (death.run_ids, death.slow) == (("b",), True)
+    assert death.reason == "wall limit: still going after 0.5 s (limits.wall_s)"
+    assert "in carry_out" in death.log
+    journals.close()
+
+
+def test_deaths_with_a_node_are_forgotten_for_good(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, other = at(url), elsewhere(url, tmp_path, monkeypatch)
+    journals = Journals(own.folder / "tiny" / "journal", own)
+    inside = folder_of(other.folder / "tiny", journals.session)
+    for batch in ("b1", "b2"):
+        Journal(inside, batch, ["a"], "in-process", None, other).begin(["a"])
+    known = {death.name for death in journals.deaths()}
+    for batch in ("b1", "b2"):
+        Journal(inside, batch, ["a"], "in-process", None, other).begin(["a"])
+    journals.forgive(["b1"], known)
+    assert sorted(death.batch_id for death in journals.deaths()) == ["b1", "b2", "b2"]
+    journals.close()
+
+
 def test_a_pulse_goes_on_until_it_is_closed(url: str) -> None:
     storage = at(url)
     path = storage.folder / "tiny" / "lock"

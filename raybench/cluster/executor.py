@@ -41,7 +41,6 @@ from raybench.suite import Resources
 
 _SLOTS_TO_COME: Final = 16
 _PENDING: Final = 16
-_SURE_SECONDS: Final = 20.0  # Ray gives a silent node up after 15
 _UNAVAILABLE: Final = " is unavailable: "  # of the text, which does not name the exception
 _WITH_NODE: Final = "the worker process died with its node"
 
@@ -89,9 +88,8 @@ class RayExecutor:
                 f"{where} cannot be {'reached' if address else 'started'}: {said}; "
                 "--in-process runs without Ray"
             ) from error
-        needed = placement.bundle(resources or Resources())
         present = placement.nodes().values()
-        self.slots = sum(placement.room(needed, node) for node in present) or _SLOTS_TO_COME
+        self.slots = placement.room(resources or Resources(), present) or _SLOTS_TO_COME
 
     def run(
         self,
@@ -111,8 +109,9 @@ class RayExecutor:
             if shared:
                 from raybench.cluster.gang import Gangs
 
-                present = [*placement.nodes().values()]
-                gangs = stack.enter_context(Gangs(shared, store, report, present))
+                for batch in shared:
+                    self._check(batch)
+                gangs = stack.enter_context(Gangs(shared, store, report, own=bool(self._folder)))
                 report = gangs.report
             self._run_alone([b for b in batches if b.resources.ranks == 1], store, report)
         metrics.close()
@@ -223,13 +222,12 @@ class RayExecutor:
         )
 
     def _check(self, batch: Batch) -> None:
-        """Refuse what no node has, where no node can be added; elsewhere it waits for one."""
-        needed = placement.bundle(batch.resources)
-        present = [*placement.nodes().values()]
-        if self._folder and not any(placement.room(needed, node) for node in present):
+        """Refuse what no node has, where no node can be added; elsewhere it waits for them."""
+        present = placement.nodes().values()
+        if self._folder and placement.room(batch.resources, present) == 0:
             raise UnavailableError(
-                f"{placement.lack(needed, present)}; lower `resources`, or use a cluster that has "
-                "it: --address"
+                f"{placement.lack(batch.resources, present)}; lower `resources`, or use a cluster "
+                "that has it: --address"
             )
 
     def _remove_folder(self) -> None:
@@ -365,7 +363,7 @@ def _cause(text: str) -> str:
 
 def _lost(before: set[str]) -> bool:
     """Return whether a node of `before` is gone; Ray takes a while to be sure that one is."""
-    end = time.monotonic() + _SURE_SECONDS
+    end = time.monotonic() + placement.SURE_SECONDS
     while time.monotonic() < end:
         if before - set(placement.nodes()):
             return True

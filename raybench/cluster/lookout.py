@@ -1,11 +1,13 @@
-"""Look after batches while Tune carries them out: who waits for a node, whose worker is silent.
+"""Look after batches while Ray carries them out: who waits for a node, whose worker is silent.
 
-Tune says nothing of a batch that no node has room for, and waits for ever for a process that has
-stopped. A worker that hangs in its own code ends itself (`deadline`); one that is stopped cannot.
+Tune and Train say nothing of a batch that no node has room for, and Tune waits for ever for a
+process that has stopped. A worker that hangs in its own code ends itself (`deadline`); one that is
+stopped cannot.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +25,45 @@ WAITING_SECONDS: Final = 30.0
 _FIRST_SECONDS: Final = 5.0  # before the first one where no node has
 _SILENCE_SECONDS: Final = 20.0  # past the wall limit, in which a process can still end itself
 _LOOK_SECONDS: Final = 1.0
+
+
+class Wait:
+    """Says from time to time what batches wait for that all take the same.
+
+    Args:
+        resources: what each takes.
+    """
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self.end()
+
+    def end(self) -> None:
+        """Note that none waits, or that some go on."""
+        self._since = time.monotonic()
+        self._tell_at = self._since + _FIRST_SECONDS
+
+    def look(self, busy: float = -math.inf) -> str:
+        """Return the message if it is time for it, else nothing.
+
+        To be called often while some wait and none goes on.
+
+        Args:
+            busy: when others, to whom the same nodes are open, have last got on.
+        """
+        now = time.monotonic()
+        if now < self._tell_at:
+            return ""
+        present = placement.nodes().values()
+        fits = placement.room(self._resources, present) > 0
+        ready = max(self._since, busy) + WAITING_SECONDS
+        if fits and now < ready:
+            self._tell_at = ready  # Ray may only be starting a process
+            return ""
+        self._tell_at = now + WAITING_SECONDS
+        none = "no node has it" if self._resources.ranks == 1 else "too few nodes have it"
+        why = "others use what there is" if fits else none
+        return f"waiting for a node: {placement.lack(self._resources, present)} ({why})"
 
 
 class Lookout:
@@ -46,15 +87,13 @@ class Lookout:
         wall_s: float | None = None,
     ) -> None:
         self.ended: dict[str, str] = {}
-        self._needed = placement.bundle(resources)
+        self._wait = Wait(resources)
         self._tell = tell
         self._journal = journal if wall_s is not None else None
         self._most = (wall_s or 0.0) + GRACE_SECONDS + _SILENCE_SECONDS
         self._before = set(self._notes())
         self._noted: dict[Path, tuple[int, float]] = {}  # size of a journal, and when it was new
         self._looked = time.monotonic()
-        self._since = self._looked  # of the batches that wait
-        self._tell_at = self._since + _FIRST_SECONDS
 
     def look(self, trials: Sequence[Trial]) -> None:
         """See to what needs it; to be called often."""
@@ -63,24 +102,16 @@ class Lookout:
             return
         self._looked = now
         running = [trial for trial in trials if trial.status == Trial.RUNNING]
-        self._see_to_waiting(trials, running, now)
+        self._see_to_waiting(trials, running)
         if self._journal is not None:
             self._see_to_silent(running, now)
 
-    def _see_to_waiting(self, trials: Sequence[Trial], running: list[Trial], now: float) -> None:
+    def _see_to_waiting(self, trials: Sequence[Trial], running: list[Trial]) -> None:
         waiting = [trial for trial in trials if trial.status == Trial.PENDING]
         if running or not waiting:
-            self._since, self._tell_at = now, now + _FIRST_SECONDS
-        elif now >= self._tell_at:
-            present = list(placement.nodes().values())
-            fits = any(placement.room(self._needed, node) > 0 for node in present)
-            if fits and now - self._since < WAITING_SECONDS:
-                self._tell_at = self._since + WAITING_SECONDS  # Ray may only be starting a process
-                return
-            self._tell_at = now + WAITING_SECONDS
-            why = "others use what there is" if fits else "no node has it"
-            lack = placement.lack(self._needed, present)
-            self._tell(waiting[0].config, f"waiting for a node: {lack} ({why})")
+            self._wait.end()
+        elif message := self._wait.look():
+            self._tell(waiting[0].config, message)
 
     def _see_to_silent(self, running: list[Trial], now: float) -> None:
         notes = set(self._notes()) - self._before

@@ -55,7 +55,7 @@ class Metrics:
                 self._runs.inc(count, {"status": status})
                 self._count += count
         self._training[progress.batch_id] = progress.lanes
-        if progress.finished:
+        if progress.finished or progress.excused or progress.waiting:
             self._training.pop(progress.batch_id, None)
         self._lanes.set(sum(self._training.values()))
         self._batches.set(len(self._training))

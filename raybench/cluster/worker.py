@@ -28,7 +28,7 @@ class BatchTrainable(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Begin the batch in `config`."""
-        _end_with_node()
+        end_with_node()
         batch = decode(config["batch"])
         self._work = run_batch(batch, SuiteStore(config["store"], batch.suite), "ray")
         self._memory = Memory(batch.suite)
@@ -70,7 +70,7 @@ class Drained(Exception):  # noqa: N818  (reads as the reason it is)
 
 
 @cache
-def _end_with_node() -> None:
+def end_with_node() -> None:
     """End this process as soon as Ray's process of its node has died.
 
     Ray lets such a worker go on for seconds, in which another may have got its batch: they would

@@ -5,6 +5,7 @@
     behead                   SIGKILL to the head, as when its machine is gone
     drain NUMBER             a notice of preemption
     demand                   what the autoscaler is told that is missing
+    used                     numbers of the nodes of which CPUs are in use
 """  # fmt: skip
 
 from __future__ import annotations
@@ -59,6 +60,10 @@ def main(folder: str) -> None:
         elif word == "demand":
             gangs = get_cluster_resource_state(gcs).pending_gang_resource_requests
             answer([dict(r.resources_bundle) for gang in gangs for r in gang.requests])
+        elif word == "used":
+            states = get_cluster_resource_state(gcs).node_states
+            busy = [s.node_id.hex() for s in states if not s.available_resources.get("CPU")]
+            answer([number for number, node in enumerate(nodes) if node.node_id in busy])
     cluster.shutdown()
 
 
