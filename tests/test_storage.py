@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from raybench import store as results
 from raybench.cli.app import app
 from raybench.errors import UnavailableError, UsageError
-from raybench.journal import Journal, Journals, folder_of
+from raybench.journal import Journal, Journals, folder_of, send
 from raybench.parts import listed
 from raybench.pulse import Pulse
 from raybench.schema import runs_table
@@ -372,6 +372,31 @@ def test_a_death_on_another_machine_is_seen_and_a_dead_session_taken_over(
     for each in (third, living, journals):
         each.close()
     assert own.names(own.folder / "tiny" / "journal" / journals.session) == set()
+
+
+def test_of_a_death_on_another_machine_its_traceback_is_sent_or_all_of_it_forgotten(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, other = at(url), elsewhere(url, tmp_path, monkeypatch)
+    journals = Journals(own.folder / "tiny" / "journal", own)
+    inside = folder_of(other.folder / "tiny", journals.session)
+    for name in ("b1", "b2"):
+        journal = Journal(inside, name, ["a", "b"], "in-process", None, other)
+        journal.begin(["b"])
+        with journal._path.open("a") as file:  # what faulthandler appends while the process dies
+            file.write(f"Fatal Python error: Segmentation fault\n  in {name}\n")
+    send(other.folder / "tiny", journals.session, {"b1"}, other)
+    first, second = sorted(journals.deaths(), key=lambda death: death.batch_id)
+    assert first.reason == "the process crashed: Segmentation fault"
+    assert first.log.endswith("  in b1")
+    assert (second.batch_id, second.log) == ("b2", "")
+    journals.forgive({"b1", "b2"}, known={first.name})
+    assert [death.batch_id for death in journals.deaths()] == ["b1"]
+    unseen = Journal(inside, "b3", ["a", "b"], "in-process", None, other)
+    unseen.begin(["a"])
+    journals.forgive({"b3"}, known={first.name})
+    assert [death.batch_id for death in journals.deaths()] == ["b1"], "it died with its node"
+    journals.close()
 
 
 def test_a_pulse_goes_on_until_it_is_closed(url: str) -> None:

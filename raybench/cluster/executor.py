@@ -31,6 +31,7 @@ from raybench.cluster import placement
 from raybench.cluster.environment import package
 from raybench.cluster.lookout import Lookout
 from raybench.cluster.metrics import Metrics
+from raybench.cluster.remains import gather
 from raybench.cluster.worker import BatchTrainable, Drained
 from raybench.errors import UnavailableError
 from raybench.journal import folder_of
@@ -105,7 +106,14 @@ class RayExecutor:
         who was in flight is for the caller to find out.
         """
         metrics = Metrics(store.suite, on_progress)
-        report = metrics.update
+        broken: set[str] = set()
+
+        def note(progress: Progress) -> None:
+            if progress.broken and not progress.excused:
+                broken.add(progress.batch_id)
+            metrics.update(progress)
+
+        report = note
         shared = [batch for batch in batches if batch.resources.ranks > 1]
         with contextlib.ExitStack() as stack:
             if shared:
@@ -116,6 +124,8 @@ class RayExecutor:
                 report = gangs.report
             self._run_alone([b for b in batches if b.resources.ranks == 1], store, report)
         metrics.close()
+        if broken and store.storage.remote and self._folder is None:
+            gather(store, batches[0].session, broken)
 
     def _run_alone(
         self,
@@ -356,6 +366,8 @@ def _cause(text: str) -> str:
         return "the worker process was killed: its node ran low on memory"
     if "its node has died" in text:
         return _WITH_NODE
+    if "in its creation task" in text:  # the process lives: a batch cannot be begun in it
+        return lines[-1][:300]
     if any(word in text for word in ("actor died", "worker process has died", "ActorDiedError")):
         return "the worker process died (killed, or out of memory)"
     if _UNAVAILABLE in text:
