@@ -190,6 +190,26 @@ def test_a_new_bucket_has_no_results_and_a_missing_one_takes_none(url: str, serv
         missing.write_part("b1", rows("a"))
 
 
+def test_what_is_written_again_while_it_is_read_is_read_whole(
+    url: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, again = SuiteStore(url, "tiny"), []
+    store.write_part("b1", rows("a"))
+
+    def grow(environ: dict[str, Any]) -> bool:
+        # Its size has been asked for by now.
+        if environ["REQUEST_METHOD"] == "GET" and "part-b1" in environ["PATH_INFO"] and not again:
+            again.append(1)
+            store.write_part("b1", rows(*(f"r{number:03}" for number in range(500))))
+        return False
+
+    other = elsewhere(url, tmp_path, monkeypatch)
+    server.mood = grow
+    other.bring(path := other.folder / "tiny" / "runs" / "part-b1.parquet")
+    assert again
+    assert len(pq.read_table(path)) == 500
+
+
 # Faults.
 
 

@@ -215,7 +215,7 @@ class RayExecutor:
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             )
-        shutil.rmtree(folder / "tune", ignore_errors=True)
+        shutil.rmtree(folder / "tune" if self._folder else folder, ignore_errors=True)
         if relay.raised is not None:
             raise relay.raised
 
