@@ -10,9 +10,9 @@ runs. What Python has to say about a crash (the traceback of a segmentation faul
 past the wall limit) is written to the same file.
 
 Of a store at a URL the files lie in its mirror on the worker's machine, and are sent before each
-group; a traceback stays on that machine, unless a rank leaves it that is past its wall limit. There
-is no lock there: a session lives as long as its driver renews its object `lock` (see `pulse`) or,
-on the same machine, holds the file.
+group; those of dead processes once more, with their tracebacks (`send`). There is no lock there: a
+session lives as long as its driver renews its object `lock` (see `pulse`) or, on the same machine,
+holds the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -213,10 +213,9 @@ class Journals:
         if not batch_ids:
             return
         here = {path.name for path in self._folder.glob("*.jsonl")}
-        for name in (here | self._storage.names(self._folder)) - set(known):
-            batch_id, _, rest = name.rpartition("-")
-            if batch_id in batch_ids and rest.endswith(".jsonl"):
-                self._storage.remove(self._folder / name)
+        names = here | self._storage.names(self._folder)
+        for path in _of(self._folder, names - set(known), batch_ids):
+            self._storage.remove(path)
 
     def tell(self, waiting: str) -> None:
         """Leave a message for `status` while batches wait for a node; empty: they do not."""
@@ -262,6 +261,16 @@ def folder_of(suite_folder: Path, session: str) -> Path | None:
     return suite_folder / "journal" / session if session else None
 
 
+def send(suite_folder: Path, session: str, batch_ids: Collection[str], storage: Storage) -> None:
+    """Send what batches left on this machine whose processes died here.
+
+    Raises:
+        UnavailableError: the store takes nothing.
+    """
+    folder = suite_folder / "journal" / session
+    storage.push(*_of(folder, [path.name for path in folder.glob("*.jsonl")], batch_ids))
+
+
 def waiting(suite_folder: Path) -> list[str]:
     """Return what the sessions of a suite wait for at this moment."""
     found = []
@@ -270,6 +279,11 @@ def waiting(suite_folder: Path) -> list[str]:
             if time.time() - path.stat().st_mtime < _FRESH_SECONDS:
                 found.append(path.read_text(encoding="utf-8"))
     return found
+
+
+def _of(folder: Path, names: Iterable[str], batch_ids: Collection[str]) -> list[Path]:
+    """Return the journals of batches among the files of a folder."""
+    return [folder / name for name in names if name.rpartition("-")[0] in batch_ids]
 
 
 def _locked(folder: Path) -> IO[str] | None:

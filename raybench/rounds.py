@@ -172,6 +172,7 @@ class Rounds:
         self._losses: Counter[str] = Counter()  # of a run: deaths that no run was in flight at
         self._endings: dict[str, str] = {}  # of a batch: how it broke, as the executor saw it
         self._failures: Counter[str] = Counter()
+        self._round_number = 0
 
     def carry_out(self, missing: Sequence[Planned]) -> None:
         """Carry out runs until each has a row.
@@ -202,6 +203,7 @@ class Rounds:
 
     def _round(self, state: Narrowed) -> list[Planned]:
         """Carry out batches once; return the runs that are to be tried again."""
+        self._round_number += 1
         made = self._batches(state.clear)
         for group in state.suspects:
             made += [replace(batch, suspect=True) for batch in self._batches(self._as_one(group))]
@@ -289,7 +291,16 @@ class Rounds:
             "wall_s": self.suite.limits.wall_s,
             "checkpoint": self.suite.checkpoint,
         }
-        return [replace(batch, **shared) for batch in made]
+        return [replace(batch, batch_id=self._own(batch.batch_id), **shared) for batch in made]
+
+    def _own(self, batch_id: str) -> str:
+        """Return another id for a batch that is tried again.
+
+        A process that was given up may only be out of reach, and store what it computes later: it
+        must not replace what another has stored since.
+        """
+        first = self._round_number == 1
+        return batch_id if first else digest([batch_id, self.journals.session, self._round_number])
 
     def _as_one(self, group: Sequence[Planned]) -> list[Planned]:
         """Return runs that go into one batch."""

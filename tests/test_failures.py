@@ -294,6 +294,29 @@ def test_runs_that_die_only_together_are_all_done(tmp_path: Path) -> None:
     assert run(tmp_path, many, lambda: mortal).statuses == Counter(done=40)
 
 
+class OutOfReach(Mortal):
+    """An executor that gives up a process which stores its first run in the end."""
+
+    def __init__(self) -> None:
+        super().__init__(set(), lanes=4)
+        self.late: tuple[str, Any] | None = None
+
+    def _died_or_not(self, batch: Batch, store: SuiteStore) -> Progress:
+        if self.late is None:
+            row = {**work.identity(batch.runs[0]), "suite": "tiny", "status": "done"}
+            self.late = batch.batch_id, runs_table([row])
+            return Progress(batch.batch_id, finished=True, broken="it was lost", excused=True)
+        done = super()._died_or_not(batch, store)
+        store.write_part(*self.late)
+        return done
+
+
+def test_what_a_process_that_was_given_up_stores_late_replaces_nothing(tmp_path: Path) -> None:
+    outcome = run(tmp_path, {**rates(0.1), "seeds": 4, "resources.batch": 4}, OutOfReach)
+    assert outcome.statuses == Counter(done=4)
+    assert len(table(tmp_path)) == 4
+
+
 def test_runs_are_suspects_in_the_smallest_group_they_died_in(tmp_path: Path) -> None:
     planned = distinct(suite({**rates(0.1), "seeds": 20}).runs)
     names = [each.run.run_id for each in planned]

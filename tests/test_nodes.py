@@ -21,8 +21,11 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
+import raybench
 from raybench import store as results
+from tests.test_storage import Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -80,7 +83,9 @@ RUN = [sys.executable, "-m", "raybench", "run", "many.yaml", "--allow-code", "sl
 
 
 class Nodes:
-    def __init__(self, folder: Path) -> None:
+    """A cluster, and drivers on it, which have `more` in their environment."""
+
+    def __init__(self, folder: Path, **more: str) -> None:
         (folder / "ray").mkdir()
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RAYBENCH_"))}
         self.env = {
@@ -92,6 +97,7 @@ class Nodes:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_health_check_period_ms": "1000",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+            **more,
         }
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).parent / "cluster" / "nodes.py"), str(folder)],
@@ -112,20 +118,22 @@ class Nodes:
     def close(self) -> None:
         self._process.communicate(timeout=120)
 
-    def run(self, folder: Path, *words: str, suite: str = SUITE) -> subprocess.Popen[str]:
+    def run(
+        self, folder: Path, *words: str, suite: str = SUITE, **more: str
+    ) -> subprocess.Popen[str]:
         (folder / "many.yaml").write_text(suite)
         (folder / "slow.py").write_text(SLOW)
         command = [*RUN, *words]
         return subprocess.Popen(
-            [*command, "--address", self.address], cwd=folder, env=self.env,
+            [*command, "--address", self.address], cwd=folder, env={**self.env, **more},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
 
 @contextlib.contextmanager
-def started() -> Iterator[Nodes]:
+def started(**more: str) -> Iterator[Nodes]:
     folder = Path(tempfile.mkdtemp(prefix="rb-"))
-    made = Nodes(folder)
+    made = Nodes(folder, **more)
     try:
         yield made
     finally:
@@ -308,3 +316,97 @@ def test_ranks_wait_for_the_nodes_that_they_need(nodes: Nodes, tmp_path: Path) -
     frame = results.table(tmp_path / "results", "many")
     assert dict(frame["ranks"].value_counts()) == {1: 4, 2: 4}
     assert set(frame["status"]) == {"done"}
+
+
+# A driver that shares neither its folders nor its code with the nodes.
+
+CRASH = """\
+import ctypes
+
+import torch
+
+
+class Crash(torch.optim.SGD):
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr=lr)
+
+    def step(self, closure=None):
+        if self.param_groups[0]["lr"] == 0.03:
+            ctypes.string_at(0)
+        return super().step(closure)
+"""
+
+
+@contextlib.contextmanager
+def bucket() -> Iterator[tuple[str, dict[str, str]]]:
+    """Give the URL of a store in a bucket of its own, and the environment that opens it."""
+    server = Server()
+    known = {
+        "AWS_ACCESS_KEY_ID": "tester",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": f"http://{server.address}",
+    }
+    try:
+        fs.S3FileSystem(
+            endpoint_override=server.address, scheme="http", allow_bucket_creation=True,
+            access_key="tester", secret_key="secret", request_timeout=60,
+        ).create_dir("shared")  # fmt: skip
+        yield "s3://shared/results", known
+    finally:
+        server.close()
+
+
+def test_why_a_worker_crashed_is_told_on_other_machines(tmp_path: Path) -> None:
+    with bucket() as (url, known), started(**known, RAYBENCH_CACHE=str(tmp_path / "far")) as nodes:
+        nodes("add", 1)
+        (tmp_path / "crash.py").write_text(CRASH)
+        words = ["optimizer.name=crash:Crash", "--allow-code", "crash.py", "resources.retries=0"]
+        near = {"RAYBENCH_CACHE": str(tmp_path / "near")}
+        driver = nodes.run(tmp_path, *words, "seeds=1", "-o", url, **near)
+        said, _ = driver.communicate(timeout=240)
+        assert driver.returncode == 1, said
+        elsewhere = {**nodes.env, "RAYBENCH_CACHE": str(tmp_path / "elsewhere")}
+
+        def ask(*words: str) -> str:
+            command = [sys.executable, "-m", "raybench", *words]
+            return subprocess.run(
+                command, env=elsewhere, check=True, capture_output=True, text=True
+            ).stdout
+
+        (row,) = json.loads(ask("runs", "ls", url, "--where", "status = 'failed'", "--json"))
+        logs = ask("runs", "logs", row["run_id"], url)
+    assert "quarantined after 1 try: the process crashed: Segmentation fault" in said
+    assert "Fatal Python error: Segmentation fault" in logs
+    assert "string_at" in logs, "where it crashed"
+
+
+@pytest.mark.parametrize("travels", [True, False])
+def test_the_package_of_the_driver_goes_to_the_nodes(
+    travels: bool, nodes: Nodes, tmp_path: Path
+) -> None:
+    nodes("add", 1)
+    place = tmp_path / "changed" / "raybench"
+    shutil.copytree(Path(raybench.__file__).parent, place)
+    family = place / "optim" / "sgd.py"
+    before = family.read_text()
+    after = before.replace("class SGD(Optimizer):\n", "class SGD(Optimizer):\n    revision = 2\n")
+    assert after != before
+    family.write_text(after)
+    work = tmp_path / "work"
+    work.mkdir()
+    other = {"PYTHONPATH": str(place.parent)}
+    if not travels:
+        other["RAY_JOB_CONFIG_JSON_ENV_VAR"] = "{}"  # as where it has travelled with a job
+    driver = nodes.run(work, "seeds=2", "resources.retries=0", **other)
+    said, _ = driver.communicate(timeout=240)
+    frame = results.table(work / "results", "many")
+    if travels:
+        assert driver.returncode == 0, said
+        assert set(frame["status"]) == {"done"}
+        assert len(frame) == 8
+    else:
+        assert driver.returncode == 1, said
+        assert set(frame["status"]) == {"failed"}
+        assert "the worker has other versions of raybench" in said

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from raybench import store as results
 from raybench.cli.app import app
 from raybench.errors import UnavailableError, UsageError
-from raybench.journal import Journal, Journals, folder_of
+from raybench.journal import Journal, Journals, folder_of, send
 from raybench.parts import listed
 from raybench.pulse import Pulse
 from raybench.schema import runs_table
@@ -188,6 +188,26 @@ def test_a_new_bucket_has_no_results_and_a_missing_one_takes_none(url: str, serv
     missing = SuiteStore(url.replace("bucket-", "missing-"), "tiny")
     with pytest.raises(UnavailableError, match="cannot be written"):
         missing.write_part("b1", rows("a"))
+
+
+def test_what_is_written_again_while_it_is_read_is_read_whole(
+    url: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, again = SuiteStore(url, "tiny"), []
+    store.write_part("b1", rows("a"))
+
+    def grow(environ: dict[str, Any]) -> bool:
+        # Its size has been asked for by now.
+        if environ["REQUEST_METHOD"] == "GET" and "part-b1" in environ["PATH_INFO"] and not again:
+            again.append(1)
+            store.write_part("b1", rows(*(f"r{number:03}" for number in range(500))))
+        return False
+
+    other = elsewhere(url, tmp_path, monkeypatch)
+    server.mood = grow
+    other.bring(path := other.folder / "tiny" / "runs" / "part-b1.parquet")
+    assert again
+    assert len(pq.read_table(path)) == 500
 
 
 # Faults.
@@ -423,6 +443,31 @@ def test_deaths_with_a_node_are_forgotten_for_good(
         Journal(inside, batch, ["a"], "in-process", None, other).begin(["a"])
     journals.forgive(["b1"], known)
     assert sorted(death.batch_id for death in journals.deaths()) == ["b1", "b2", "b2"]
+    journals.close()
+
+
+def test_of_a_death_on_another_machine_its_traceback_is_sent_or_all_of_it_forgotten(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, other = at(url), elsewhere(url, tmp_path, monkeypatch)
+    journals = Journals(own.folder / "tiny" / "journal", own)
+    inside = folder_of(other.folder / "tiny", journals.session)
+    for name in ("b1", "b2"):
+        journal = Journal(inside, name, ["a", "b"], "in-process", None, other)
+        journal.begin(["b"])
+        with journal._path.open("a") as file:  # what faulthandler appends while the process dies
+            file.write(f"Fatal Python error: Segmentation fault\n  in {name}\n")
+    send(other.folder / "tiny", journals.session, {"b1"}, other)
+    first, second = sorted(journals.deaths(), key=lambda death: death.batch_id)
+    assert first.reason == "the process crashed: Segmentation fault"
+    assert first.log.endswith("  in b1")
+    assert (second.batch_id, second.log) == ("b2", "")
+    journals.forgive({"b1", "b2"}, known={first.name})
+    assert [death.batch_id for death in journals.deaths()] == ["b1"]
+    unseen = Journal(inside, "b3", ["a", "b"], "in-process", None, other)
+    unseen.begin(["a"])
+    journals.forgive({"b3"}, known={first.name})
+    assert [death.batch_id for death in journals.deaths()] == ["b1"], "it died with its node"
     journals.close()
 
 

@@ -31,6 +31,7 @@ from raybench.cluster import placement
 from raybench.cluster.environment import package
 from raybench.cluster.lookout import Lookout
 from raybench.cluster.metrics import Metrics
+from raybench.cluster.remains import gather
 from raybench.cluster.worker import BatchTrainable, Drained
 from raybench.errors import UnavailableError
 from raybench.journal import folder_of
@@ -103,7 +104,14 @@ class RayExecutor:
         who was in flight is for the caller to find out.
         """
         metrics = Metrics(store.suite, on_progress)
-        report = metrics.update
+        broken: set[str] = set()
+
+        def note(progress: Progress) -> None:
+            if progress.broken and not progress.excused:
+                broken.add(progress.batch_id)
+            metrics.update(progress)
+
+        report = note
         shared = [batch for batch in batches if batch.resources.ranks > 1]
         with contextlib.ExitStack() as stack:
             if shared:
@@ -115,6 +123,8 @@ class RayExecutor:
                 report = gangs.report
             self._run_alone([b for b in batches if b.resources.ranks == 1], store, report)
         metrics.close()
+        if broken and store.storage.remote and self._folder is None:
+            gather(store, batches[0].session, broken)
 
     def _run_alone(
         self,
@@ -204,7 +214,7 @@ class RayExecutor:
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             )
-        shutil.rmtree(folder / "tune", ignore_errors=True)
+        shutil.rmtree(folder / "tune" if self._folder else folder, ignore_errors=True)
         if relay.raised is not None:
             raise relay.raised
 
@@ -354,6 +364,8 @@ def _cause(text: str) -> str:
         return "the worker process was killed: its node ran low on memory"
     if "its node has died" in text:
         return _WITH_NODE
+    if "in its creation task" in text:  # the process lives: a batch cannot be begun in it
+        return lines[-1][:300]
     if any(word in text for word in ("actor died", "worker process has died", "ActorDiedError")):
         return "the worker process died (killed, or out of memory)"
     if _UNAVAILABLE in text:

@@ -51,7 +51,8 @@ class Bucket(Storage):
 
     def bring(self, *paths: Path) -> None:
         """Copy some files, if they are new or were written again."""
-        self._fetch(zip(paths, self._infos(paths), strict=True))
+        while not self._fetch(zip(paths, self._infos(paths), strict=True)):
+            pass  # as in `pull`
 
     def names(self, folder: Path) -> set[str]:
         """Return the names of objects."""
@@ -139,14 +140,18 @@ class Bucket(Storage):
 
         def read() -> bytes | None:
             try:
-                with system.open_input_stream(info.path) as stream:
-                    return bytes(stream.read())
+                # At one request, which a stream is not: pieces could be of two writings.
+                with system.open_input_file(info.path) as file:
+                    return bytes(file.read())
             except FileNotFoundError:
                 return None
 
         data = self._ask(read)
-        if data is None or len(data) != info.size:
-            return False  # removed, or written again, since it was listed
+        (now,) = self._infos([path])
+        # Removed, or written again, since it was listed. Nor is the length of what was read enough:
+        # pyarrow asks for the size, then for so many bytes, and in between it may have grown.
+        if data is None or len(data) != info.size or _writing(now) != _writing(info):
+            return False
 
         def keep(temporary: Path) -> None:
             temporary.write_bytes(data)
@@ -209,6 +214,10 @@ def _unless_gone(remove: Callable[[str], None], key: str) -> None:
         remove(key)
 
 
+def _writing(info: Any) -> tuple[Any, Any]:
+    return info.size, info.mtime_ns
+
+
 def _same(path: Path, info: Any) -> bool:
     try:
         own = path.stat()
@@ -217,4 +226,4 @@ def _same(path: Path, info: Any) -> bool:
     # Times of writing are whole seconds in some stores: a copy that was made within the same few
     # as its original may be of an earlier writing, and is fetched once more.
     settled = own.st_ctime - own.st_mtime > _UNSETTLED
-    return settled and (own.st_size, own.st_mtime_ns) == (info.size, info.mtime_ns)
+    return settled and (own.st_size, own.st_mtime_ns) == _writing(info)
