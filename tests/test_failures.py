@@ -55,9 +55,14 @@ class Culprit(torch.optim.SGD):
 
     def __init__(self, params, lr=0.1):
         super().__init__(params, lr=lr)
+        self.steps = 0
 
     def step(self, closure=None):
-        lr = round(self.param_groups[0]["lr"])
+        given = self.param_groups[0]["lr"]
+        lr = round(given)
+        if lr in (2, 4, 5) and self.steps < round(100 * (given - lr)):
+            lr = 0
+        self.steps += 1
         if lr == 2:
             os.kill(os.getpid(), 9)
         if lr == 3:
@@ -488,6 +493,35 @@ def test_on_ray_only_those_at_fault_fail(on_ray: Executor, tmp_path: Path) -> No
     assert left(tmp_path) == []
     assert set(watch.phases) == {"run", "retried"}
     assert run(tmp_path, awful, lambda: Kept(on_ray)).executed == 0
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_on_ray_whoever_ends_or_holds_up_its_process_changes_no_other_run(
+    seed: int, on_ray: Executor, tmp_path: Path
+) -> None:
+    drawn = random.Random(seed)
+    # Each does it at a step of its own (the part of the rate behind the point).
+    culprits = [kind + drawn.randrange(3) / 100 for kind in (KILL, CRASH, STUCK)]
+    good = [0.01 * number for number in range(1, 13)]
+    lr = drawn.sample([*good, *culprits], len(good) + len(culprits))
+    many = {**rates(*lr), "dtype": "float64", "resources.batch": 5, "limits.wall_s": 8}
+    outcome = run(tmp_path / "ray", many, lambda: Kept(on_ray))
+    assert outcome.statuses == Counter(done=12, failed=3), table(tmp_path / "ray")["reason"]
+    failed = table(tmp_path / "ray").query("status == 'failed'")
+    assert set(failed.index) == set(culprits)
+    assert "wall limit" in failed.loc[culprits[2], "reason"]
+    assert failed.loc[culprits[:2], "reason"].str.startswith("quarantined after 2 tries").all()
+    run(tmp_path / "alone", {**many, **rates(*good)})
+    keys = ["run_id", "split", "metric", "step"]
+    here, there = (
+        results.table(root, "tiny", "metrics").astype(dict.fromkeys(keys[:3], str))
+        for root in (tmp_path / "ray", tmp_path / "alone")
+    )
+    pd.testing.assert_frame_equal(
+        here.sort_values(keys, ignore_index=True), there.sort_values(keys, ignore_index=True)
+    )
 
 
 @pytest.mark.ray

@@ -350,6 +350,70 @@ def measured(root: str) -> pd.DataFrame:
     return found.sort_values(keys, ignore_index=True)
 
 
+MANY = ["seeds=20", "resources.batch=2", "resources.lanes=2"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    root = tmp_path_factory.mktemp("undisturbed")
+    assert command(root, "-o", str(root / "store"), *MANY).exit_code == 0
+    return measured(str(root / "store"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_server_that_refuses_for_a_while_now_and_then_changes_no_table(
+    seed: int, url: str, server: Server, tmp_path: Path, undisturbed: pd.DataFrame
+) -> None:
+    chance, left = random.Random(seed), 0
+
+    def bad(environ: dict[str, Any]) -> bool:
+        nonlocal left
+        if left == 0 and chance.random() < 0.03:
+            left = chance.randrange(1, 6)  # requests in a row
+        left = max(left - 1, 0)
+        return left > 0
+
+    before = server.refused
+    server.mood = bad
+    ended = command(tmp_path, "-o", url, *MANY)
+    server.mood = lambda environ: False
+    assert ended.exit_code == 0, ended.output
+    assert server.refused > before
+    pd.testing.assert_frame_equal(measured(url), undisturbed)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_store_that_takes_no_more_from_some_moment_on_is_resumed(
+    number: int,
+    seed: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: pd.DataFrame,
+) -> None:
+    root, original = str(tmp_path / "store"), pq.write_table
+    for again in range(2):
+        left = random.Random(f"{seed} {again}").randrange(2, 25)
+
+        def write(rows: Any, where: Path, **named: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise OSError(number, os.strerror(number))
+            original(rows, where, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pq, "write_table", write)
+            ended = command(tmp_path, "-o", root, *MANY)
+        assert isinstance(ended.exception, UnavailableError), ended.output
+        assert not list(Path(root).rglob(".*tmp*"))
+    stored = len(SuiteStore(root, "tiny").statuses())
+    assert stored < 60
+    assert command(tmp_path, "-o", root, *MANY).exit_code == 0
+    pd.testing.assert_frame_equal(measured(root), undisturbed)
+
+
 @pytest.mark.slow
 def test_on_ray_a_driver_that_dies_costs_nothing_that_was_stored(url: str, tmp_path: Path) -> None:
     here, more = str(tmp_path / "store"), ["seeds=40", "resources.batch=4"]
