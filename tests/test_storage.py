@@ -27,7 +27,7 @@ from raybench.journal import Journal, Journals, folder_of, send
 from raybench.parts import listed
 from raybench.pulse import Pulse
 from raybench.schema import runs_table
-from raybench.storage import Bucket, Storage, at, below, folder
+from raybench.storage import Bucket, Storage, at, below, bucket, folder
 from raybench.store import SuiteStore
 
 COMMAND = str(Path(sys.executable).with_name("raybench"))
@@ -180,6 +180,16 @@ def test_merging_removes_what_it_stands_for_and_no_newer_row(url: str) -> None:
     assert store.compact(2) == 4
     assert sorted(store.statuses()) == list("abcd")
     assert len(store.storage.names(store.folder / "runs")) == 1
+
+
+def test_of_all_objects_below_a_folder_those_and_the_folders_in_it_are_told() -> None:
+    def file(path: str) -> Any:
+        return fs.FileInfo(path, fs.FileType.File, size=1)
+
+    below = [file(f"b/p/{name}") for name in ("x", "runs/a", "runs/b", "journal/s/lock", "runs/")]
+    found = {info.base_name: info.type for info in bucket._folded([file("b/p/"), *below], "b/p")}
+    folder = fs.FileType.Directory
+    assert found == {"x": fs.FileType.File, "runs": folder, "journal": folder}
 
 
 def test_a_new_bucket_has_no_results_and_a_missing_one_takes_none(url: str, server: Server) -> None:

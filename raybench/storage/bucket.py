@@ -106,7 +106,8 @@ class Bucket(Storage):
     def remove_folder(self, folder: Path) -> None:
         """Remove all objects below a folder, and their copies."""
         system, _ = self._system()
-        self._ask(lambda: _unless_gone(system.delete_dir, self._key(folder)))
+        if self._listed(folder):
+            self._ask(lambda: _unless_gone(system.delete_dir, self._key(folder)))
         shutil.rmtree(folder, ignore_errors=True)
 
     def _pulled(self, folder: Path) -> bool:
@@ -182,8 +183,12 @@ class Bucket(Storage):
 
     def _listed(self, folder: Path) -> list[Any]:
         system, _ = self._system()
-        where = fs.FileSelector(self._key(folder), allow_not_found=True)
-        return list(self._ask(lambda: system.get_file_info(where)))
+        key = self._key(folder)
+        # Of a folder of gs:// pyarrow tells the objects only; what is in folders tells their names.
+        flat = system.type_name == "gcs"
+        where = fs.FileSelector(key, allow_not_found=True, recursive=flat)
+        found = list(self._ask(lambda: system.get_file_info(where)))
+        return _folded(found, key) if flat else found
 
     def _key(self, path: Path) -> str:
         _, prefix = self._system()
@@ -207,6 +212,17 @@ class Bucket(Storage):
 def _may_recover(error: OSError) -> bool:
     text = str(error).upper()
     return not isinstance(error, PermissionError) and not any(each in text for each in _REFUSED)
+
+
+def _folded(found: Iterable[Any], key: str) -> list[Any]:
+    """Return what lies directly in a folder, of all that lies below it."""
+    listed: dict[str, Any] = {}
+    for info in found:
+        name, below, _ = info.path.removeprefix(f"{key}/").partition("/")
+        folder = fs.FileInfo(f"{key}/{name}", fs.FileType.Directory)
+        if name:
+            listed.setdefault(name, folder if below else info)
+    return list(listed.values())
 
 
 def _unless_gone(remove: Callable[[str], None], key: str) -> None:
