@@ -23,8 +23,8 @@ demo: $(STAMP)  ## run the quickstart suite, draw its figures, check its claims,
 test: $(STAMP)  ## the default tests, under 10 minutes on 2 cores
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-test-all: $(STAMP)  ## every test
-	$(BIN)/python -m pytest -q -n 2
+test-all: $(STAMP)  ## every test, under 40 minutes on 2 cores
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 25
 
 soak: $(STAMP)  ## minutes of kills at random moments: is a run lost, double or different?
 	$(BIN)/python tests/soak.py

@@ -470,7 +470,7 @@ def test_nothing_is_left_behind(elsewhere: dict[str, str], tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "chance"),
-    [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGINT, 2), (signal.SIGTERM, 3)],
+    [(signal.SIGKILL, 0), (signal.SIGINT, 2), (signal.SIGTERM, 3)],
 )
 def test_a_killed_driver_is_made_up_for(
     ending: signal.Signals,

