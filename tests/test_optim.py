@@ -335,7 +335,9 @@ def test_equals_torch(name: str, setting: int, dtype: torch.dtype) -> None:
     ours = train([OPTIMIZERS[name](**hypers)], dtype)[0]
     theirs = plain(REFERENCE[name], 0, dtype, **hypers)
     assert distance(ours, problem(0)[0]) > 1e-2, "it did not train"
-    assert distance(ours, theirs) <= tolerance(name, dtype)
+    # What rounding comes to depends on the processor: PyTorch's own class shows how much it is.
+    rounded = distance(theirs, plain(REFERENCE[name], 0, torch.float64, **hypers))
+    assert distance(ours, theirs) <= max(tolerance(name, dtype), 3 * rounded)
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCE))
