@@ -1,8 +1,8 @@
 """Parts are merged in the background while a suite runs, so that a store stays quick to read.
 
-Only parts of batches that have ended are merged, since a batch that is tried again goes on from
-its own part. Every `FAN_IN` parts become one, and every `FAN_IN` of these one again: a row is
-written a few times in all, however many batches there are.
+Only parts of batches that have ended are merged, since the others are written anew. Every `FAN_IN`
+parts become one, and every `FAN_IN` of these one again: a row is written a few times in all,
+however many batches there are.
 """
 
 from __future__ import annotations

@@ -35,7 +35,6 @@ class Batch:
 
     Attributes:
         resources: what the batch takes; `lanes` says how its runs are fused.
-        fresh: whether runs are carried out though an earlier attempt has stored them.
         suspect: whether one of the runs may end its process.
         session: whose journal tells which runs are in flight; empty for none.
         wall_s: how long a group may take, in seconds; None for as long as it likes.
@@ -49,7 +48,6 @@ class Batch:
     scale: str
     runs: tuple[Planned, ...]
     resources: Resources
-    fresh: bool = False
     suspect: bool = False
     session: str = ""
     wall_s: float | None = None
@@ -64,7 +62,6 @@ class Batch:
                 "batch_id": self.batch_id,
                 "suite": self.suite,
                 "scale": self.scale,
-                "fresh": self.fresh,
                 "suspect": self.suspect,
                 "session": self.session,
                 "wall_s": self.wall_s,
@@ -123,7 +120,6 @@ def decode(text: str) -> Batch:
         form["scale"],
         runs,
         Resources.model_validate(form["resources"]),
-        form["fresh"],
         form["suspect"],
         form["session"],
         form["wall_s"],
@@ -173,7 +169,6 @@ def batches(
     scale: str,
     resources: Resources,
     slots: int,
-    fresh: bool = False,
     known: Mapping[str, float] | None = None,
 ) -> list[Batch]:
     """Return the batches that hold `runs`, those that take longest first.
@@ -187,7 +182,6 @@ def batches(
         scale: the scale's name.
         resources: `batch` fixes the number of runs in a batch; `auto` balances `slots`.
         slots: batches that can run at the same time.
-        fresh: see `Batch.fresh`.
         known: measured seconds of a run by batch key.
     """
     groups: dict[tuple[str, str], list[Planned]] = {}
@@ -217,9 +211,7 @@ def batches(
         name = digest(ids)
         takes = part[0].resources or resources
         alike = max(len(groups[_kind(part[0])]) / max(slots, 1), len(part))
-        made.append(
-            Batch(name, suite, scale, tuple(part), takes, fresh, seconds=seconds, alike=alike)
-        )
+        made.append(Batch(name, suite, scale, tuple(part), takes, seconds=seconds, alike=alike))
     return made
 
 

@@ -14,8 +14,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
-import pyarrow.compute as pc
-
 from raybench.causes import cause
 from raybench.checkpoints import forget
 from raybench.compaction import Compactor
@@ -168,7 +166,6 @@ class Rounds:
     known: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._began = dt.datetime.now(dt.UTC)
         self._losses: Counter[str] = Counter()  # of a run: deaths that no run was in flight at
         self._endings: dict[str, str] = {}  # of a batch: how it broke, as the executor saw it
         self._failures: Counter[str] = Counter()
@@ -224,7 +221,7 @@ class Rounds:
                 excused.add(progress.batch_id)
             if progress.finished:
                 del broken[progress.batch_id]
-                if not progress.broken:  # a batch that is tried again goes on from its own part
+                if not progress.broken:  # of what has broken, a process may yet write the part anew
                     compactor.add(progress.batch_id)
             if progress.broken:
                 broken[progress.batch_id] = progress.broken
@@ -283,7 +280,6 @@ class Rounds:
             scale=self.suite.scale,
             resources=self.suite.resources,
             slots=self.executor.slots,
-            fresh=self.fresh,
             known=self.known,
         )
         shared: dict[str, Any] = {
@@ -294,13 +290,12 @@ class Rounds:
         return [replace(batch, batch_id=self._own(batch.batch_id), **shared) for batch in made]
 
     def _own(self, batch_id: str) -> str:
-        """Return another id for a batch that is tried again.
+        """Return an id that a batch has in this round of this session only.
 
-        A process that was given up may only be out of reach, and store what it computes later: it
-        must not replace what another has stored since.
+        A process that was given up, or whose driver died, may only be out of reach, and store what
+        it computes later: it must not replace what another has stored since.
         """
-        first = self._round_number == 1
-        return batch_id if first else digest([batch_id, self.journals.session, self._round_number])
+        return digest([batch_id, self.journals.session, self._round_number])
 
     def _as_one(self, group: Sequence[Planned]) -> list[Planned]:
         """Return runs that go into one batch."""
@@ -308,14 +303,9 @@ class Rounds:
         return [replace(planned, resources=own) for planned in group]
 
     def _without_row(self, batch: Batch) -> list[Planned]:
-        """Return the runs of a broken batch that have no row, or none of this time."""
+        """Return the runs of a broken batch that have no row."""
         part = self.store.read_part(batch.batch_id)
-        have = set()
-        if part is not None:
-            rows = part["runs"]
-            if self.fresh:
-                rows = rows.filter(pc.greater_equal(rows["started_at"], self._began))
-            have = set(rows["run_id"].to_pylist())
+        have = set() if part is None else set(part["runs"]["run_id"].to_pylist())
         return [planned for planned in batch.runs if planned.run.run_id not in have]
 
     def _verdict(self, planned: Planned, deaths: Sequence[Death]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def run_batch(batch: Batch, store: SuiteStore, engine: str) -> Generator[Progres
     """
     sizing.confine(batch)
     ranks = Ranks.current()
-    kept = {} if batch.fresh else _finished(store.read_part(batch.batch_id) or {})
+    kept = _finished(store.read_part(batch.batch_id) or {})
     tables = _Tables(
         *([kept[name]] if name in kept else [] for name in ("runs", "metrics", "arrays"))
     )

@@ -345,6 +345,13 @@ def test_a_contestant_that_fails_is_named(capfd: pytest.CaptureFixture[str]) -> 
     assert "mlp_17" in capfd.readouterr().err
 
 
+def test_a_contestant_ends_by_itself_with_all_that_it_started() -> None:
+    driver = Driver("joblib", 2)
+    driver.block(Work("mlp_16", 2, 1))
+    driver.close()
+    assert driver._process.exitcode == 0, "joblib's processes were waited for, in vain"
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize(
     "peers",

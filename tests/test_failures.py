@@ -322,6 +322,24 @@ def test_what_a_process_that_was_given_up_stores_late_replaces_nothing(tmp_path:
     assert len(table(tmp_path)) == 4
 
 
+def test_nor_does_one_whose_driver_died_replace_what_the_next_has_stored(tmp_path: Path) -> None:
+    four = {**rates(0.1), "seeds": 4, "resources.batch": 4}
+    left_behind: list[tuple[str, Any]] = []
+
+    class Dying(Mortal):
+        def _died_or_not(self, batch: Batch, store: SuiteStore) -> Progress:
+            row = {**work.identity(batch.runs[0]), "suite": "tiny", "status": "done"}
+            left_behind.append((batch.batch_id, runs_table([row])))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, four, lambda: Dying(set(), 4))
+    assert run(tmp_path, four, lambda: Mortal(set(), 4)).statuses == Counter(done=4)
+    for late in left_behind:
+        SuiteStore(tmp_path, "tiny").write_part(*late)
+    assert len(table(tmp_path)) == 4
+
+
 def test_runs_are_suspects_in_the_smallest_group_they_died_in(tmp_path: Path) -> None:
     planned = distinct(suite({**rates(0.1), "seeds": 20}).runs)
     names = [each.run.run_id for each in planned]

@@ -240,6 +240,10 @@ class ReusedTune(_Tune):
 class _Pool(_Peer):
     """joblib's processes, one a core, which are kept from block to block."""
 
+    def __init__(self, cores: int) -> None:
+        super().__init__(cores)
+        self._held.callback(_end_pool)
+
     def _carry_out(self, trials: Sequence[Trial]) -> Timed:
         from joblib import Parallel, delayed
 
@@ -254,6 +258,13 @@ class _Pool(_Peer):
 
     @abstractmethod
     def _spread(self, trials: Sequence[Trial]) -> None: ...
+
+
+def _end_pool() -> None:
+    """End joblib's processes, which otherwise wait for five minutes for more to do."""
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor(reuse=True).shutdown(wait=True)
 
 
 def _linger(trial: Trial) -> int:
