@@ -21,7 +21,7 @@ demo: $(STAMP)  ## run the quickstart suite, draw its figures, check its claims,
 	$(BIN)/raybench report results --suite quickstart
 
 test: $(STAMP)  ## the default tests, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-all: $(STAMP)  ## every test, the slowest listed at the end
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 25

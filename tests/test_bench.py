@@ -331,8 +331,8 @@ def test_one_lane_and_one_loop_carry_out_the_sample() -> None:
 
 
 def test_runs_that_diverge_are_told() -> None:
-    runs = RaybenchAlone(1).block(Work("quadratic_deep", 64, None, block=1), 64)
-    assert 0 < runs.diverged < runs.runs == 64
+    runs = RaybenchAlone(1).block(Work("quadratic_deep", 24, None, block=1), 24)
+    assert 0 < runs.diverged < runs.runs == 24
 
 
 def test_a_contestant_that_fails_is_named(capfd: pytest.CaptureFixture[str]) -> None:
@@ -352,14 +352,9 @@ def test_a_contestant_ends_by_itself_with_all_that_it_started() -> None:
     assert driver._process.exitcode == 0, "joblib's processes were waited for, in vain"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    "peers",
-    [
-        pytest.param(("joblib", "loop"), id="without Ray Tune"),
-        pytest.param(None, id="all", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("peers", [("joblib", "loop"), None], ids=["without Ray Tune", "all"])
 def test_contestants_are_measured_on_the_same_runs(peers: tuple[str, ...] | None) -> None:
     names = bench.chosen(peers, silent)
     assert peers or {*CONTESTANTS} - {"optuna"} <= {*names}

@@ -277,7 +277,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("lanes", [1, 7, "auto"])
+@pytest.mark.parametrize(
+    "lanes", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 7)), "auto"]
+)
 def test_ray_gives_what_one_process_gives(
     lanes: Any, on_ray: Executor, alone: Path, tmp_path: Path
 ) -> None:
@@ -409,6 +411,7 @@ def test_a_killed_worker_is_made_up_for(
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_kills_its_process_fails_and_the_others_do_not(
     on_ray: Executor, tmp_path: Path, plugin: Path
 ) -> None:

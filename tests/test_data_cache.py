@@ -238,6 +238,7 @@ seeds: 1
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_workers_of_ray_share_the_rows(rows: Path, tmp_path: Path) -> None:
     (tmp_path / "shared.yaml").write_text(SUITE)

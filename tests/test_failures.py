@@ -542,6 +542,7 @@ def test_on_ray_whoever_ends_or_holds_up_its_process_changes_no_other_run(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_on_ray_what_hears_no_signal_is_ended_too(on_ray: Executor, tmp_path: Path) -> None:
     stuck = {**rates(0.01, STUCK, 0.03), "resources.lanes": 1, "limits.wall_s": 6}
