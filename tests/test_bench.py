@@ -352,9 +352,14 @@ def test_a_contestant_ends_by_itself_with_all_that_it_started() -> None:
     assert driver._process.exitcode == 0, "joblib's processes were waited for, in vain"
 
 
-@pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize("peers", [("joblib", "loop"), None], ids=["without Ray Tune", "all"])
+@pytest.mark.parametrize(
+    "peers",
+    [
+        pytest.param(("loop",), id="a loop"),
+        pytest.param(None, id="all", marks=pytest.mark.slow),
+    ],
+)
 def test_contestants_are_measured_on_the_same_runs(peers: tuple[str, ...] | None) -> None:
     names = bench.chosen(peers, silent)
     assert peers or {*CONTESTANTS} - {"optuna"} <= {*names}
