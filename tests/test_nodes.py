@@ -288,7 +288,7 @@ def test_ranks_leave_a_node_that_will_be_gone(nodes: Nodes, tmp_path: Path) -> N
     driver = nodes.run(tmp_path, "seeds=2", suite=SHARED)
     until(1, driver, tmp_path / "results")
     nodes("drain", nodes("used")[0])
-    said, _ = driver.communicate(timeout=300)
+    said, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0, said
     assert "the node of a rank is being taken away" in said, said
     as_if_in_one_process(tmp_path, 8, "seeds=2")
