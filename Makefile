@@ -20,10 +20,10 @@ demo: $(STAMP)  ## run the quickstart suite, draw its figures, check its claims,
 	$(BIN)/raybench verify results --suite quickstart
 	$(BIN)/raybench report results --suite quickstart
 
-test: $(STAMP)  ## the default tests, under 10 minutes on 2 cores
+test: $(STAMP)  ## the default tests, some 12 minutes on 2 cores
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
-test-all: $(STAMP)  ## every test, the slowest listed at the end
+test-all: $(STAMP)  ## every test, under 40 minutes on 2 cores, the slowest listed at the end
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 25
 
 soak: $(STAMP)  ## minutes of kills at random moments: is a run lost, double or different?
